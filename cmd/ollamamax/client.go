@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ollamamax/ollamamax/internal/api"
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+const clientTimeout = 30 * time.Second
+
+// clientFlags are those of every command that asks a running node.
+type clientFlags struct {
+	api, token string
+	json       bool
+}
+
+func (f *clientFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.api, "api", envOr("OLLAMAMAX_API", "http://127.0.0.1:11435"), "`URL` of the node to ask")
+	cmd.Flags().StringVar(&f.token, "token", os.Getenv("OLLAMAMAX_TOKEN"), "`TOKEN` that says who you are")
+	cmd.Flags().Lookup("token").DefValue = "" // --help must not show it
+}
+
+func (f *clientFlags) client() (*api.Client, error) {
+	c, err := api.NewClient(f.api, f.token, clientTimeout)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+func envOr(name, otherwise string) string {
+	if value := os.Getenv(name); value != "" {
+		return value
+	}
+	return otherwise
+}
+
+// listCommand is a command that shows one GET of the operators' API: as it came with --json, else
+// through print, which writes lines of tab-separated cells.
+func listCommand[T any](use, short, path string, print func(*tabwriter.Writer, T)) *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			body, err := f.get(cmd.Context(), path)
+			if err != nil {
+				return err
+			}
+			if f.json {
+				_, err := cmd.OutOrStdout().Write(body)
+				return err
+			}
+			var v T
+			if err := json.Unmarshal(body, &v); err != nil {
+				return fmt.Errorf("read answer of %s: %w: is it an OllamaMax node?", f.api, err)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 3, ' ', 0)
+			print(w, v)
+			return w.Flush()
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&f.json, "json", false, "print the API's answer unchanged")
+	return cmd
+}
+
+func (f *clientFlags) get(ctx context.Context, path string) ([]byte, error) {
+	c, err := f.client()
+	if err != nil {
+		return nil, err
+	}
+	return c.Do(ctx, http.MethodGet, path, nil)
+}
+
+func statusCommand() *cobra.Command {
+	return listCommand("status", "Show the cluster and its nodes", "/api/v1/cluster/status", func(w *tabwriter.Writer, s api.Status) {
+		printNodes(w, s.Nodes)
+	})
+}
+
+func nodesCommand() *cobra.Command {
+	return listCommand("nodes", "List the nodes", "/api/v1/nodes", func(w *tabwriter.Writer, n api.Nodes) {
+		printNodes(w, n.Nodes)
+	})
+}
+
+func modelsCommand() *cobra.Command {
+	return listCommand("models", "List the models and where they are", "/api/v1/models", func(w *tabwriter.Writer, m api.Models) {
+		fmt.Fprintln(w, "MODEL\tSIZE\tDIGEST\tNODES")
+		for _, m := range m.Models {
+			digest := shortDigest(m.Replicas[0].Digest)
+			if m.Conflict {
+				digest = "conflict"
+			}
+			var on []string
+			for _, r := range m.Replicas {
+				at := r.Node
+				if m.Conflict {
+					at += "=" + shortDigest(r.Digest)
+				}
+				if r.Loaded {
+					at += "*"
+				}
+				on = append(on, at)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", m.Name, size(m.Replicas[0].Size), digest, strings.Join(on, " "))
+		}
+	})
+}
+
+func printNodes(w *tabwriter.Writer, nodes []*cluster.Node) {
+	fmt.Fprintln(w, "NAME\tCONDITION\tSTATE\tENGINE\tMODELS\tLOADED\tAPI")
+	for _, n := range nodes {
+		engine := "none"
+		if n.Engine != nil {
+			engine = strings.TrimSpace(string(n.Engine.Kind) + " " + n.Engine.Version)
+			if n.Engine.Condition != cluster.EngineReady {
+				engine += " " + string(n.Engine.Condition) + ": " + n.Engine.Why
+			}
+		}
+		condition := string(n.Condition)
+		if n.Why != "" {
+			condition += ": " + n.Why
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Name, condition, n.State, engine, len(n.Models), len(n.Loaded), n.APIAddr)
+	}
+}
+
+func shortDigest(d string) string { return d[:min(12, len(d))] }
+
+// size writes bytes for a person.
+func size(n int64) string {
+	for _, unit := range []struct {
+		name  string
+		bytes int64
+	}{{"GB", 1e9}, {"MB", 1e6}, {"kB", 1e3}} {
+		if n >= unit.bytes {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(unit.bytes), unit.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/config"
+	"github.com/ollamamax/ollamamax/internal/node"
+	"github.com/ollamamax/ollamamax/internal/telemetry"
+)
+
+func serveCommand() *cobra.Command {
+	var file, kind string
+	var flags config.Config
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the node of this machine, beside its Ollama",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := config.Load(file)
+			if err != nil {
+				return err
+			}
+			for flag, set := range map[string]func(){
+				"name":           func() { cfg.Node.Name = flags.Node.Name },
+				"data-dir":       func() { cfg.Node.DataDir = flags.Node.DataDir },
+				"listen":         func() { cfg.API.Listen = flags.API.Listen },
+				"engine":         func() { cfg.Engine.Kind = cluster.EngineKind(kind) },
+				"engine-url":     func() { cfg.Engine.URL, cfg.Engine.Command = flags.Engine.URL, "" },
+				"engine-command": func() { cfg.Engine.URL, cfg.Engine.Command = "", flags.Engine.Command },
+				"log-level":      func() { cfg.Telemetry.LogLevel = flags.Telemetry.LogLevel },
+			} {
+				if cmd.Flags().Changed(flag) {
+					set()
+				}
+			}
+			log, err := telemetry.NewLogger(cfg.Telemetry, os.Stderr)
+			if err != nil {
+				return err
+			}
+			n, err := node.Open(cfg, version, log)
+			if err != nil {
+				return err
+			}
+			return n.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&file, "config", "", "configuration `FILE` (YAML)")
+	f.StringVar(&flags.Node.Name, "name", "", "the node's `NAME` (default: the host name)")
+	f.StringVar(&flags.Node.DataDir, "data-dir", "", "`DIR` for all that the node keeps (default: ~/.ollamamax)")
+	f.StringVar(&flags.API.Listen, "listen", "", "`HOST:PORT` for clients and operators (default: 127.0.0.1:11435)")
+	f.StringVar(&kind, "engine", "", "`KIND` of engine: ollama")
+	f.StringVar(&flags.Engine.URL, "engine-url", "", "`URL` of a running engine (default: http://127.0.0.1:11434)")
+	f.StringVar(&flags.Engine.Command, "engine-command", "", "`PATH` of an ollama to run on a private port")
+	f.StringVar(&flags.Telemetry.LogLevel, "log-level", "", "`LEVEL`: debug, info, warn or error")
+	cmd.MarkFlagsMutuallyExclusive("engine-url", "engine-command")
+	return cmd
+}

@@ -1,0 +1,89 @@
+// Package api is the wire form of the operators' API, /api/v1, and the Go client that the command
+// line uses. A Node on the wire is cluster.Node.
+package api
+
+import (
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// Error is what every route of /api/v1 answers when it cannot do what was asked.
+type Error struct {
+	Code    string `json:"code"`             // for programs; one of the Code constants
+	Message string `json:"message"`          // what is wrong
+	Hint    string `json:"hint,omitempty"`   // what to do
+	Origin  string `json:"origin,omitempty"` // the node that says so
+}
+
+func (e *Error) Error() string {
+	if e.Hint == "" {
+		return e.Message
+	}
+	return e.Message + ": " + e.Hint
+}
+
+// The codes of errors.
+const (
+	CodeNotFound   = "not_found"
+	CodeBadRequest = "bad_request"
+	CodeInternal   = "internal"
+)
+
+// ErrorBody is the body around an Error.
+type ErrorBody struct {
+	Error *Error `json:"error"`
+}
+
+// Status is the answer of GET /api/v1/cluster/status.
+type Status struct {
+	ClusterID string          `json:"cluster_id"`
+	Leader    string          `json:"leader"` // a name, "" when there is none
+	Term      uint64          `json:"term"`
+	Quorum    bool            `json:"quorum"`
+	Voters    int             `json:"voters"`
+	Nodes     []*cluster.Node `json:"nodes"`
+}
+
+// Nodes is the answer of GET /api/v1/nodes.
+type Nodes struct {
+	Nodes []*cluster.Node `json:"nodes"`
+}
+
+// Replica is a model on one node.
+type Replica struct {
+	Node   string `json:"node"` // its name
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"` // bytes
+	Loaded bool   `json:"loaded"`
+}
+
+// Model is a model of the cluster, in GET /api/v1/models.
+type Model struct {
+	Name     string    `json:"name"`     // canonical: with its tag
+	Conflict bool      `json:"conflict"` // replicas differ in digest
+	Replicas []Replica `json:"replicas"`
+}
+
+// Models is the answer of GET /api/v1/models.
+type Models struct {
+	Models []Model `json:"models"`
+}
+
+// The words for a service's condition and for the health of the whole.
+const (
+	OK       = "ok"
+	Degraded = "degraded"
+	Down     = "down"
+
+	Healthy   = "healthy"
+	Unhealthy = "unhealthy"
+)
+
+// Health is the answer of GET /api/v1/health.
+type Health struct {
+	Status    string            `json:"status"` // healthy, degraded or unhealthy
+	NodeID    cluster.NodeID    `json:"node_id"`
+	Services  map[string]string `json:"services"` // ok, degraded or down, for each
+	Timestamp time.Time         `json:"timestamp"`
+}

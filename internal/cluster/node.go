@@ -1,0 +1,138 @@
+// Package cluster holds the nouns of a cluster as plain values: what a node is, what it holds, and
+// the View that every decision reads.
+//
+// It does no I/O, starts no goroutine, reads no clock and imports nothing of ours, so that every
+// other room may import it. A value that was published in a View is never changed again.
+//
+// Start reading at Node, then View.
+package cluster
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// NodeID identifies a node for ever: the text form of its libp2p peer id, which is the hash of its
+// public key. Raft's server address and the mesh's dial address are this id, so that a new IP
+// address changes nothing.
+type NodeID string
+
+// Condition is what the others believe of a node's life.
+type Condition string
+
+// The conditions of a node.
+const (
+	Alive   Condition = "alive"
+	Suspect Condition = "suspect" // missed a heartbeat or broke a connection; not yet given up
+	Dead    Condition = "dead"
+)
+
+// ServiceState is what an operator wants of a node.
+type ServiceState string
+
+// The service states of a node.
+const (
+	Active   ServiceState = "active"
+	Draining ServiceState = "draining" // takes no new work, finishes what it has
+	Drained  ServiceState = "drained"  // draining, and nothing is left
+)
+
+// EngineCondition tells whether the engine beside a node answers.
+type EngineCondition string
+
+// The conditions of an engine.
+const (
+	EngineReady    EngineCondition = "ready"
+	EngineStarting EngineCondition = "starting" // supervised, and not yet answering
+	EngineDown     EngineCondition = "down"
+)
+
+// EngineKind names a kind of inference server.
+type EngineKind string
+
+// The kinds of engine. The others than Ollama serve the /v1 routes only.
+const (
+	Ollama      EngineKind = "ollama"
+	LlamaServer EngineKind = "llama-server"
+	OpenAI      EngineKind = "openai"
+)
+
+// Engine describes the inference server beside a node.
+type Engine struct {
+	Kind      EngineKind      `json:"kind"`
+	Version   string          `json:"version"` // as the engine says; "" while it is unknown
+	Condition EngineCondition `json:"condition"`
+	Why       string          `json:"why,omitempty"` // why it is not ready, for a person
+}
+
+// Model is a replica: one model held by one node.
+type Model struct {
+	Name   string `json:"name"`   // as the engine lists it
+	Digest string `json:"digest"` // of the manifest, without "sha256:"; "" when the engine has none
+	Size   int64  `json:"size"`   // bytes; 0 when unknown
+	// Tags and V1 are the engine's own descriptions, byte for byte, for the lists that clients
+	// read: one element of /api/tags "models", which only an Ollama has, and of /v1/models "data".
+	Tags json.RawMessage `json:"tags,omitempty"`
+	V1   json.RawMessage `json:"v1,omitempty"`
+}
+
+// Loaded is a model in an engine's memory.
+type Loaded struct {
+	Name          string          `json:"name"`
+	Digest        string          `json:"digest"`
+	ContextLength int             `json:"context_length"` // tokens; 0 when unknown
+	VRAM          int64           `json:"vram"`           // bytes; 0 when unknown (Ollama says 0 without a GPU)
+	ExpiresAt     time.Time       `json:"expires_at"`
+	PS            json.RawMessage `json:"ps,omitempty"` // the engine's own: one element of /api/ps "models"
+}
+
+// Slots counts the requests that a node's engine is serving.
+type Slots struct {
+	Busy  int `json:"busy"`
+	Total int `json:"total"` // 0 when unknown
+}
+
+// Node is a member of the cluster as one View shows it: what it tells of itself, and what the
+// viewer knows of it. It is also the wire form of /api/v1.
+type Node struct {
+	ID      NodeID `json:"id"`
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	APIAddr string `json:"api_addr"`
+
+	Condition Condition    `json:"condition"`
+	Why       string       `json:"why"` // the reason for a condition other than alive
+	State     ServiceState `json:"state"`
+	LastSeen  time.Time    `json:"last_seen"`
+
+	Engine *Engine  `json:"engine"` // nil for a node that is only a gateway
+	Models []Model  `json:"models"`
+	Loaded []Loaded `json:"loaded"`
+	Slots  Slots    `json:"slots"`
+}
+
+// Serves tells whether new work may be sent to the node's engine. A suspect node is no candidate
+// unless there is no other; that choice is the scheduler's.
+func (n *Node) Serves() bool {
+	return n.Condition != Dead && n.State == Active && n.Engine != nil && n.Engine.Condition == EngineReady
+}
+
+// Model returns the node's replica of the model with that canonical name.
+func (n *Node) Model(canonical string) (Model, bool) {
+	for _, m := range n.Models {
+		if CanonicalModel(m.Name) == canonical {
+			return m, true
+		}
+	}
+	return Model{}, false
+}
+
+// LoadedModel returns the loaded model with that canonical name.
+func (n *Node) LoadedModel(canonical string) (Loaded, bool) {
+	for _, m := range n.Loaded {
+		if CanonicalModel(m.Name) == canonical {
+			return m, true
+		}
+	}
+	return Loaded{}, false
+}

@@ -1,0 +1,165 @@
+// Package config is the one YAML tree of a node: its defaults, how it is read, what is refused.
+//
+// Each room owns and documents its own Config; this package only joins them. Unknown keys are
+// refused with line and column, ${VAR} is replaced by the environment's value, and what the
+// command line says wins over the file.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/ollamamax/ollamamax/internal/access"
+	"github.com/ollamamax/ollamamax/internal/engine"
+	"github.com/ollamamax/ollamamax/internal/gateway"
+	"github.com/ollamamax/ollamamax/internal/telemetry"
+)
+
+// Config is the configuration of one node.
+type Config struct {
+	Node      Node             `yaml:"node"`
+	API       API              `yaml:"api"`
+	Engine    engine.Config    `yaml:"engine"`
+	Gateway   gateway.Config   `yaml:"gateway"`
+	Access    Access           `yaml:"access"`
+	Telemetry telemetry.Config `yaml:"telemetry"`
+}
+
+// Node is what the node is called and where it keeps what it keeps. Needs a restart.
+type Node struct {
+	// Name for people; default: the machine's host name.
+	Name string `yaml:"name"`
+	// DataDir holds everything that outlives the process; default: ~/.ollamamax.
+	DataDir string `yaml:"data_dir"`
+}
+
+// API is the listener for clients and operators. Needs a restart.
+type API struct {
+	// Listen is HOST:PORT; default 127.0.0.1:11435.
+	Listen string `yaml:"listen"`
+	// CORS says which web pages may call.
+	CORS access.Config `yaml:"cors"`
+	// MaxConnections bounds the connections open at once; default 16384.
+	MaxConnections int `yaml:"max_connections"`
+}
+
+// The values of access.mode.
+const (
+	AccessAuto = "auto"
+	AccessOpen = "open"
+)
+
+// Access says who is let in. Needs a restart.
+type Access struct {
+	// Mode is auto (the default) or open. Auto serves loopback only; open serves whoever reaches
+	// the listener.
+	Mode string `yaml:"mode"`
+}
+
+// Default returns the defaults, which depend on the machine: its host name and home directory.
+func Default() Config {
+	c := Config{
+		API:       API{Listen: "127.0.0.1:11435", MaxConnections: 16384},
+		Gateway:   gateway.Default(),
+		Access:    Access{Mode: AccessAuto},
+		Telemetry: telemetry.Default(),
+	}
+	if name, err := os.Hostname(); err == nil {
+		c.Node.Name = name
+	}
+	if home, err := os.UserHomeDir(); err == nil {
+		c.Node.DataDir = filepath.Join(home, ".ollamamax")
+	}
+	return c
+}
+
+// Load reads a file over the defaults. An empty path gives the defaults.
+func Load(path string) (Config, error) {
+	c := Default()
+	if path == "" {
+		return c, nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return c, fmt.Errorf("read configuration: %w", err)
+	}
+	expanded, err := expand(data)
+	if err != nil {
+		return c, fmt.Errorf("read configuration %s: %w", path, err)
+	}
+	err = yaml.NewDecoder(bytes.NewReader(expanded), yaml.Strict()).Decode(&c)
+	if err != nil && !errors.Is(err, io.EOF) { // an empty file sets nothing
+		return c, fmt.Errorf("read configuration %s: %s", path, yaml.FormatError(err, false, true))
+	}
+	return c, nil
+}
+
+var variable = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*\}`)
+
+// expand replaces every ${VAR}. A variable that is not set is an error: an empty secret would open
+// what it was to close.
+func expand(data []byte) ([]byte, error) {
+	var missing []string
+	expanded := variable.ReplaceAllFunc(data, func(m []byte) []byte {
+		name := string(m[2 : len(m)-1])
+		value, ok := os.LookupEnv(name)
+		if !ok {
+			missing = append(missing, name)
+		}
+		return []byte(value)
+	})
+	if missing != nil {
+		return nil, fmt.Errorf("environment variable %s is not set", strings.Join(missing, ", "))
+	}
+	return expanded, nil
+}
+
+// Validate returns what is wrong with the configuration, for an operator.
+func (c Config) Validate() error {
+	if c.Node.Name == "" || len(c.Node.Name) > 63 || strings.ContainsFunc(c.Node.Name, func(r rune) bool { return r <= ' ' || r == '/' || r == ',' }) {
+		return fmt.Errorf("node.name is %q: give 1 to 63 characters without spaces, slashes and commas, with --name", c.Node.Name)
+	}
+	if c.Node.DataDir == "" {
+		return errors.New("node.data_dir is empty: name a folder with --data-dir")
+	}
+	if _, _, err := net.SplitHostPort(c.API.Listen); err != nil {
+		return fmt.Errorf("api.listen is %q: write HOST:PORT, such as 127.0.0.1:11435", c.API.Listen)
+	}
+	if c.API.MaxConnections < 1 {
+		return fmt.Errorf("api.max_connections is %d: give at least 1", c.API.MaxConnections)
+	}
+	switch c.Access.Mode {
+	case AccessOpen:
+	case AccessAuto:
+		if !c.LoopbackOnly() {
+			return fmt.Errorf("api.listen is %s, which others can reach, and nobody would be asked who they are: "+
+				"listen on 127.0.0.1, or write `access: {mode: open}` in the configuration if everyone on that network may use it", c.API.Listen)
+		}
+	default:
+		return fmt.Errorf("access.mode is %q: use auto or open", c.Access.Mode)
+	}
+	return errors.Join(c.Engine.Validate(), c.Gateway.Validate())
+}
+
+// LoopbackOnly tells whether the API can be reached from this machine only.
+func (c Config) LoopbackOnly() bool {
+	host, _, err := net.SplitHostPort(c.API.Listen)
+	if err != nil {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.IsLoopback()
+}

@@ -1,0 +1,229 @@
+// Package engine is the inference server beside this node: it finds or supervises it, learns what
+// it holds, and carries requests to it.
+//
+// It never changes a request or an answer, keeps no queue and chooses no node: that is the
+// gateway's and the scheduler's. Its Status is an immutable value, replaced whole.
+//
+// Start reading at Engine, then probe (what an Ollama tells) and supervise (one that is ours).
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// DefaultURL is where an Ollama listens that nobody configured.
+const DefaultURL = "http://127.0.0.1:11434"
+
+const (
+	probeInterval = time.Second
+	probeTimeout  = 3 * time.Second
+	dialTimeout   = 2 * time.Second
+)
+
+// Config says which engine is beside the node. Every field needs a restart.
+type Config struct {
+	// Kind of the server: ollama (the default).
+	Kind cluster.EngineKind `yaml:"kind"`
+	// URL of a running engine to attach to; http://127.0.0.1:11434 when neither it nor Command is set.
+	URL string `yaml:"url"`
+	// Command is the path of an ollama to supervise on a private port, instead of attaching.
+	Command string `yaml:"command"`
+	// ModelsDir is the supervised engine's model folder; empty: "models" in the node's data directory.
+	ModelsDir string `yaml:"models_dir"`
+	// Slots is how many requests the engine serves at once; 0: unknown.
+	Slots int `yaml:"slots"`
+	// Env is added to the supervised engine's environment.
+	Env map[string]string `yaml:"env"`
+}
+
+// Validate returns what is wrong with the configuration, for an operator.
+func (c Config) Validate() error {
+	if c.Kind != "" && c.Kind != cluster.Ollama {
+		return fmt.Errorf("engine.kind is %q: use ollama", c.Kind)
+	}
+	if c.URL != "" && c.Command != "" {
+		return errors.New("engine.url and engine.command are both set: attach to a running engine with the one, or supervise one with the other")
+	}
+	if c.Slots < 0 {
+		return fmt.Errorf("engine.slots is %d: give the number of requests the engine serves at once, or 0 if unknown", c.Slots)
+	}
+	if c.URL != "" {
+		if u, err := url.Parse(c.URL); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+			return fmt.Errorf("engine.url is %q: write it like %s", c.URL, DefaultURL)
+		}
+	}
+	return nil
+}
+
+// Deps is what an Engine needs of its node.
+type Deps struct {
+	Log *slog.Logger
+	// DataDir holds the supervised engine's record and, by default, its models.
+	DataDir string
+	// Environ is the environment a supervised engine starts from, as os.Environ gives it.
+	Environ []string
+	// Changed is called after every change of Status. It must not block.
+	Changed func()
+}
+
+// Status is what is known of the engine at one moment. The slices are never changed again.
+type Status struct {
+	Engine cluster.Engine
+	Models []cluster.Model
+	Loaded []cluster.Loaded
+}
+
+// Engine is the inference server beside this node.
+type Engine struct {
+	cfg       Config
+	deps      Deps
+	transport *http.Transport
+	base      atomic.Pointer[url.URL] // nil while there is nothing to talk to
+	status    atomic.Pointer[Status]
+	probing   chan struct{} // a lock that a context can give up on
+	last      inventory     // guarded by probing
+}
+
+// ErrDown is returned for a request while there is no engine to send it to.
+var ErrDown = errors.New("engine is not running")
+
+// New returns an engine that is described by cfg and not yet looked for.
+func New(cfg Config, deps Deps) (*Engine, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Kind == "" {
+		cfg.Kind = cluster.Ollama
+	}
+	if cfg.URL == "" && cfg.Command == "" {
+		cfg.URL = DefaultURL
+	}
+	e := &Engine{
+		cfg:     cfg,
+		deps:    deps,
+		probing: make(chan struct{}, 1),
+		transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			DisableCompression:  true, // bytes go through as they came
+			MaxIdleConns:        1024,
+			MaxIdleConnsPerHost: 1024,
+			IdleConnTimeout:     90 * time.Second,
+			TLSHandshakeTimeout: 5 * time.Second,
+			WriteBufferSize:     16 << 10,
+			ReadBufferSize:      16 << 10,
+		},
+	}
+	condition := cluster.EngineDown
+	why := "not yet reached"
+	if cfg.Command != "" {
+		condition, why = cluster.EngineStarting, "starting"
+	} else {
+		u, err := url.Parse(strings.TrimSuffix(cfg.URL, "/"))
+		if err != nil {
+			return nil, fmt.Errorf("parse engine.url: %w", err)
+		}
+		e.base.Store(u)
+	}
+	e.status.Store(&Status{Engine: cluster.Engine{Kind: cfg.Kind, Condition: condition, Why: why}})
+	return e, nil
+}
+
+// Run keeps the engine's status current and, with engine.command, the engine running, until ctx
+// ends. It returns after a supervised engine and all its children have ended.
+func (e *Engine) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if e.cfg.Command != "" {
+		group.Go(func() error { return e.supervise(ctx) })
+	}
+	group.Go(func() error {
+		ticker := time.NewTicker(probeInterval)
+		defer ticker.Stop()
+		for {
+			e.Refresh(ctx)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ticker.C:
+			}
+		}
+	})
+	err := group.Wait()
+	e.transport.CloseIdleConnections()
+	return err
+}
+
+// Status returns what is known of the engine now. It is never nil.
+func (e *Engine) Status() *Status { return e.status.Load() }
+
+// Slots is the configured number of requests the engine serves at once, 0 if unknown.
+func (e *Engine) Slots() int { return e.cfg.Slots }
+
+// Where says for a person where the engine is: its URL, or the command that is supervised.
+func (e *Engine) Where() string {
+	if e.cfg.Command != "" {
+		return e.cfg.Command
+	}
+	return e.cfg.URL
+}
+
+// Refresh asks the engine what it holds and returns when Status says so, or ctx ends. It is called
+// every second, and after each request that changed what the engine holds.
+func (e *Engine) Refresh(ctx context.Context) {
+	select {
+	case e.probing <- struct{}{}:
+		defer func() { <-e.probing }()
+	case <-ctx.Done():
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	next, err := e.probe(ctx)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return // we are stopping; the engine is not to blame
+	}
+	if err != nil {
+		next = &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Condition: cluster.EngineDown, Why: err.Error()}}
+		if e.cfg.Command != "" && errors.Is(err, ErrDown) {
+			next.Engine.Condition, next.Engine.Why = cluster.EngineStarting, "starting"
+		}
+		e.last = inventory{}
+	}
+	if previous := e.Status(); next != previous {
+		e.status.Store(next)
+		if next.Engine != previous.Engine {
+			e.deps.Log.Info("engine changed", "where", e.Where(), "condition", next.Engine.Condition,
+				"version", next.Engine.Version, "why", next.Engine.Why)
+		}
+		e.deps.Changed()
+	}
+}
+
+// RoundTrip sends a request to the engine: with the engine's own Host and without an Origin, since
+// an Ollama on loopback answers 403 to others. The request's URL needs a path and a query only.
+// It returns ErrDown while there is no engine.
+func (e *Engine) RoundTrip(r *http.Request) (*http.Response, error) {
+	base := e.base.Load()
+	if base == nil {
+		return nil, ErrDown
+	}
+	r.URL.Scheme, r.URL.Host, r.Host = base.Scheme, base.Host, base.Host
+	r.URL.Path = base.Path + r.URL.Path
+	if r.URL.RawPath != "" {
+		r.URL.RawPath = base.EscapedPath() + r.URL.RawPath
+	}
+	r.Header.Del("Origin")
+	return e.transport.RoundTrip(r)
+}

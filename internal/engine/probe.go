@@ -1,0 +1,102 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// maxProbeBody bounds what a probe reads: a list of some ten thousand models.
+const maxProbeBody = 16 << 20
+
+// inventory is the last answers of the engine; while they stay the same, so does the Status.
+type inventory struct{ version, tags, ps []byte }
+
+// probe asks an Ollama for its version and for what it holds and has loaded. It returns the
+// present Status itself when nothing has changed.
+func (e *Engine) probe(ctx context.Context) (*Status, error) {
+	var now inventory
+	var err error
+	if now.version, err = e.get(ctx, "/api/version"); err != nil {
+		return nil, err
+	}
+	version := gjson.GetBytes(now.version, "version").String()
+	if version == "" {
+		return nil, fmt.Errorf("read engine version: no Ollama at %s", e.Where())
+	}
+	if now.tags, err = e.get(ctx, "/api/tags"); err != nil {
+		return nil, err
+	}
+	if now.ps, err = e.get(ctx, "/api/ps"); err != nil {
+		return nil, err
+	}
+	if bytes.Equal(now.version, e.last.version) && bytes.Equal(now.tags, e.last.tags) && bytes.Equal(now.ps, e.last.ps) {
+		return e.Status(), nil
+	}
+	next := &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Version: version, Condition: cluster.EngineReady}}
+	v1 := map[string]json.RawMessage{}
+	list, err := e.get(ctx, "/v1/models")
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range gjson.GetBytes(list, "data").Array() {
+		v1[m.Get("id").String()] = json.RawMessage(m.Raw)
+	}
+	for _, m := range gjson.GetBytes(now.tags, "models").Array() {
+		next.Models = append(next.Models, cluster.Model{
+			Name: m.Get("name").String(), Digest: digest(m), Size: m.Get("size").Int(),
+			Tags: json.RawMessage(m.Raw), V1: v1[m.Get("name").String()],
+		})
+	}
+	for _, m := range gjson.GetBytes(now.ps, "models").Array() {
+		expires, _ := time.Parse(time.RFC3339Nano, m.Get("expires_at").String()) // the zero time says unknown
+		next.Loaded = append(next.Loaded, cluster.Loaded{
+			Name: m.Get("name").String(), Digest: digest(m), ContextLength: int(m.Get("context_length").Int()),
+			VRAM: m.Get("size_vram").Int(), ExpiresAt: expires.UTC(), PS: json.RawMessage(m.Raw),
+		})
+	}
+	// /api/ps has no order of its own.
+	slices.SortFunc(next.Loaded, func(a, b cluster.Loaded) int { return strings.Compare(a.Name, b.Name) })
+	e.last = now
+	return next, nil
+}
+
+func digest(m gjson.Result) string { return strings.TrimPrefix(m.Get("digest").String(), "sha256:") }
+
+// get returns the body of a route that answers 200 with a JSON object.
+func (e *Engine) get(ctx context.Context, path string) ([]byte, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := e.RoundTrip(r)
+	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return nil, fmt.Errorf("ask engine for %s: no answer in %v", path, probeTimeout)
+		}
+		return nil, fmt.Errorf("ask engine for %s: %w", path, err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxProbeBody))
+	if err != nil {
+		return nil, fmt.Errorf("read engine's %s: %w", path, err)
+	}
+	if resp.Header.Get("X-Ollamamax-Node") != "" {
+		return nil, fmt.Errorf("ask engine for %s: %s is an OllamaMax node, not an engine: set --engine-url to the Ollama itself", path, e.Where())
+	}
+	if resp.StatusCode != http.StatusOK || !gjson.ValidBytes(body) {
+		return nil, fmt.Errorf("ask engine for %s: status %d, no Ollama at %s", path, resp.StatusCode, e.Where())
+	}
+	return body, nil
+}

@@ -1,0 +1,213 @@
+package engine
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/shirou/gopsutil/v4/process"
+)
+
+const (
+	minBackoff  = 500 * time.Millisecond
+	maxBackoff  = 30 * time.Second
+	steadyAfter = time.Minute     // an engine that lived this long starts with the least back-off again
+	stopGrace   = 5 * time.Second // from asking the engine to stop to ending it
+)
+
+// record is how a node that was killed finds the engine that it left behind.
+type record struct {
+	PID     int   `json:"pid"`
+	Started int64 `json:"started_ms"` // the process's start, milliseconds since the epoch
+}
+
+func (e *Engine) recordPath() string { return filepath.Join(e.deps.DataDir, "engine.json") }
+
+// supervise keeps the engine running until ctx ends: in a process group of its own, so that its
+// runners end with it, and restarted with back-off when it dies.
+func (e *Engine) supervise(ctx context.Context) error {
+	if err := e.endPredecessor(); err != nil {
+		return err
+	}
+	backoff := minBackoff
+	for {
+		began := time.Now()
+		err := e.runOnce(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > steadyAfter {
+			backoff = minBackoff
+		}
+		e.deps.Log.Warn("engine ended; restarting it", "command", e.cfg.Command, "err", err, "in", backoff)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(backoff):
+		}
+		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// runOnce starts the engine and returns when it and its whole process group have ended.
+func (e *Engine) runOnce(ctx context.Context) error {
+	addr, err := freeLoopbackAddr()
+	if err != nil {
+		return err
+	}
+	models := e.cfg.ModelsDir
+	if models == "" {
+		models = filepath.Join(e.deps.DataDir, "models")
+	}
+	if err := os.MkdirAll(models, 0o755); err != nil {
+		return fmt.Errorf("make model folder: %w", err)
+	}
+	cmd := exec.Command(e.cfg.Command, "serve")
+	cmd.Env = append(append([]string{}, e.deps.Environ...), "OLLAMA_HOST="+addr, "OLLAMA_MODELS="+models)
+	for k, v := range e.cfg.Env {
+		cmd.Env = append(cmd.Env, k+"="+v)
+	}
+	ownGroup(cmd)
+	// A pipe of our own: with cmd.StdoutPipe, Wait would wait for runners that outlive the engine.
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("open pipe: %w", err)
+	}
+	defer reader.Close()
+	cmd.Stdout, cmd.Stderr = writer, writer
+	err = cmd.Start()
+	writer.Close()
+	if err != nil {
+		return fmt.Errorf("start engine: %w", err)
+	}
+	logged := make(chan struct{})
+	go func() { defer close(logged); passOn(ctx, e.deps.Log, reader) }()
+	if err := e.writeRecord(cmd.Process.Pid); err != nil {
+		e.deps.Log.Warn("cannot record the engine's process; a crash of this node would leave it running", "err", err)
+	}
+	e.base.Store(&url.URL{Scheme: "http", Host: addr})
+	e.deps.Log.Info("engine started", "command", e.cfg.Command, "pid", cmd.Process.Pid, "addr", addr)
+
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	select {
+	case err = <-exited:
+		if err == nil {
+			err = fmt.Errorf("%s ended by itself", filepath.Base(e.cfg.Command))
+		}
+	case <-ctx.Done():
+		terminateGroup(cmd.Process.Pid)
+		select {
+		case err = <-exited:
+		case <-time.After(stopGrace):
+			killGroup(cmd.Process.Pid)
+			err = <-exited
+		}
+	}
+	e.base.Store(nil)
+	e.transport.CloseIdleConnections()
+	killGroup(cmd.Process.Pid) // runners that outlived it
+	<-logged
+	_ = os.Remove(e.recordPath()) // a record of a process that is gone is harmless
+	return err
+}
+
+func (e *Engine) writeRecord(pid int) error {
+	started, err := startTime(pid)
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(record{PID: pid, Started: started})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(e.recordPath(), data, 0o600)
+}
+
+// endPredecessor ends the engine that a killed node left behind, with all its runners: its port
+// and its memory would be taken twice otherwise. A process that only has the same number is spared.
+func (e *Engine) endPredecessor() error {
+	data, err := os.ReadFile(e.recordPath())
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read engine record: %w", err)
+	}
+	var r record
+	if json.Unmarshal(data, &r) != nil || r.PID <= 1 {
+		return os.Remove(e.recordPath()) // half a record, written while the machine went down
+	}
+	started, err := startTime(r.PID)
+	leaderIsOurs := err == nil && started-r.Started < 1000 && r.Started-started < 1000
+	leaderIsGone := err != nil
+	if leaderIsOurs || leaderIsGone && orphansOf(r.PID, r.Started) {
+		e.deps.Log.Warn("ending the engine that an earlier run of this node left behind", "pid", r.PID)
+		killGroup(r.PID)
+	}
+	return os.Remove(e.recordPath())
+}
+
+// orphansOf tells whether runners of a dead engine live on: members of its process group, younger
+// than it. A number is not given anew while a group bears it.
+func orphansOf(group int, started int64) bool {
+	pids, err := process.Pids()
+	if err != nil {
+		return false
+	}
+	for _, pid := range pids {
+		if born, err := startTime(int(pid)); err == nil && born >= started-1000 && groupOf(int(pid)) == group {
+			return true
+		}
+	}
+	return false
+}
+
+func startTime(pid int) (int64, error) {
+	p, err := process.NewProcess(int32(pid))
+	if err != nil {
+		return 0, err
+	}
+	return p.CreateTime()
+}
+
+// freeLoopbackAddr returns an address that was free a moment ago; if another takes it first, the
+// engine ends and is started again with the next.
+func freeLoopbackAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port for the engine: %w", err)
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// passOn logs the engine's lines: warnings and errors as such, the rest for debugging.
+func passOn(ctx context.Context, log *slog.Logger, r io.Reader) {
+	lines := bufio.NewReaderSize(r, 16<<10)
+	for {
+		line, isPrefix, err := lines.ReadLine()
+		if err != nil {
+			return // the engine and all its runners have closed it
+		}
+		text := string(line)
+		level := slog.LevelDebug
+		switch {
+		case strings.Contains(text, "level=ERROR"), strings.HasPrefix(text, "Error:"), strings.HasPrefix(text, "panic:"):
+			level = slog.LevelError
+		case strings.Contains(text, "level=WARN"):
+			level = slog.LevelWarn
+		}
+		log.Log(ctx, level, "engine says", "line", text, "cut", isPrefix)
+	}
+}

@@ -1,0 +1,131 @@
+package gateway
+
+import (
+	"net/http"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// route is one path of the clients' API and how the cluster serves it.
+type route struct {
+	path    string   // a http.ServeMux pattern without its method
+	methods []string // the first is the usual one
+	serve   func(*Gateway, *exchange)
+
+	streams   bool // answers piece by piece unless the body says "stream": false
+	multipart bool // the body is a form, not JSON
+	changes   bool // changes what the engine holds: never sent twice, and the inventory is read anew
+	as        string
+	// missing says how Ollama refuses a body that names no model; nil: it is the engine's to judge.
+	missing func(*request) error
+}
+
+var (
+	get     = []string{http.MethodGet}
+	getHead = []string{http.MethodGet, http.MethodHead}
+	post    = []string{http.MethodPost}
+)
+
+// routes is every route of Ollama 0.33, and three under /api/v1 that are other names of them.
+func routes() []*route {
+	return []*route{
+		{path: "/{$}", methods: getHead, serve: (*Gateway).root},
+		{path: "/api/version", methods: getHead, serve: (*Gateway).version},
+		{path: "/api/tags", methods: getHead, serve: (*Gateway).tags},
+		{path: "/api/ps", methods: get, serve: (*Gateway).ps},
+		{path: "/v1/models", methods: get, serve: (*Gateway).v1Models},
+
+		{path: "/api/generate", methods: post, serve: (*Gateway).forward, streams: true, missing: emptyModelNotFound},
+		{path: "/api/chat", methods: post, serve: (*Gateway).forward, streams: true, missing: modelRequired},
+		{path: "/api/embed", methods: post, serve: (*Gateway).forward, missing: emptyModelNotFound},
+		{path: "/api/embeddings", methods: post, serve: (*Gateway).forward, missing: modelRequired},
+		{path: "/v1/chat/completions", methods: post, serve: (*Gateway).forward, missing: missingInChat},
+		{path: "/v1/completions", methods: post, serve: (*Gateway).forward, missing: emptyModelNotFound},
+		{path: "/v1/embeddings", methods: post, serve: (*Gateway).forward, missing: missingInEmbeddings},
+		{path: "/v1/responses", methods: post, serve: (*Gateway).forward, missing: modelRequired},
+		{path: "/v1/messages", methods: post, serve: (*Gateway).forward, missing: modelRequired},
+		{path: "/v1/audio/transcriptions", methods: post, serve: (*Gateway).forward, multipart: true, missing: modelRequired},
+		{path: "/api/v1/generate", methods: post, serve: (*Gateway).forward, as: "/api/generate", streams: true, missing: emptyModelNotFound},
+		{path: "/api/v1/chat", methods: post, serve: (*Gateway).forward, as: "/api/chat", streams: true, missing: modelRequired},
+		{path: "/api/v1/embeddings", methods: post, serve: (*Gateway).forward, as: "/api/embed", missing: emptyModelNotFound},
+
+		{path: "/api/show", methods: post, serve: (*Gateway).forward, missing: modelRequired},
+		{path: "/v1/models/{model}", methods: get, serve: (*Gateway).forwardModel},
+
+		{path: "/api/pull", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true, missing: invalidModelName},
+		{path: "/api/create", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true},
+		{path: "/api/blobs/{digest}", methods: []string{http.MethodPost, http.MethodHead}, serve: (*Gateway).blob},
+		{path: "/api/push", methods: post, serve: (*Gateway).forward, streams: true, changes: true, missing: modelRequired},
+		{path: "/api/copy", methods: post, serve: (*Gateway).forward, changes: true, missing: emptySourceInvalid},
+		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forward, changes: true, missing: modelRequired},
+
+		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},
+		{path: "/api/me", methods: post, serve: (*Gateway).forwardOwn},
+		{path: "/api/signout", methods: post, serve: (*Gateway).forwardOwn},
+		{path: "/api/user/keys/{key}", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardOwn},
+		{path: "/api/experimental/web_search", methods: post, serve: (*Gateway).forwardOwn},
+		{path: "/api/experimental/web_fetch", methods: post, serve: (*Gateway).forwardOwn},
+		{path: "/api/experimental/model-recommendations", methods: get, serve: (*Gateway).forwardOwn},
+	}
+}
+
+// How Ollama refuses a body without a model differs from route to route.
+
+func modelRequired(*request) error {
+	return &refusal{http.StatusBadRequest, "model is required"}
+}
+
+func emptyModelNotFound(*request) error {
+	return &refusal{http.StatusNotFound, "model '' not found"}
+}
+
+func invalidModelName(*request) error {
+	return &refusal{http.StatusBadRequest, "invalid model name"}
+}
+
+func emptySourceInvalid(*request) error {
+	return &refusal{http.StatusBadRequest, `source "" is invalid`}
+}
+
+func missingInChat(req *request) error {
+	if !req.hasMessages {
+		return &refusal{http.StatusBadRequest, "[] is too short - 'messages'"}
+	}
+	return modelRequired(req)
+}
+
+func missingInEmbeddings(req *request) error {
+	if !req.hasInput {
+		return &refusal{http.StatusBadRequest, "invalid input"}
+	}
+	return emptyModelNotFound(req)
+}
+
+// forward serves a request whose body names a model: on a node that has it.
+func (g *Gateway) forward(x *exchange) {
+	if req := g.read(x); req != nil {
+		g.attempts(x, req)
+	}
+}
+
+// forwardOwn serves a request that is the asked node's engine's affair; a node without an engine
+// hands it to the first that answers.
+func (g *Gateway) forwardOwn(x *exchange) {
+	if req := g.read(x); req != nil {
+		req.Model = ""
+		g.attempts(x, req)
+	}
+}
+
+// forwardModel serves a request whose path names a model.
+func (g *Gateway) forwardModel(x *exchange) {
+	g.attempts(x, &request{
+		Request: cluster.Request{Path: x.r.URL.Path, Model: x.r.PathValue("model")},
+		route:   x.route,
+	})
+}
+
+// blob passes a blob to the engine as it comes: blobs have no size limit.
+func (g *Gateway) blob(x *exchange) {
+	g.attempts(x, &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route, upload: x.r.Method == http.MethodPost})
+}
