@@ -45,7 +45,7 @@ func (g *Gateway) attempts(x *exchange, req *request) {
 		g.metrics.attempts.WithLabelValues("failed").Inc()
 		last = fmt.Errorf("node %s: %w", node.Name, err)
 		if !mayTryNext(req, err) {
-			g.fail(x, &refusal{http.StatusBadGateway, last.Error()})
+			g.fail(x, &refusal{status: http.StatusBadGateway, message: last.Error()})
 			return
 		}
 	}
@@ -61,9 +61,9 @@ func mayTryNext(req *request, err error) bool {
 
 func noneLeft(last error, tried int) error {
 	if last == nil {
-		return &refusal{http.StatusServiceUnavailable, "no node can serve this: no engine is running; see `ollamamax status`"}
+		return &refusal{status: http.StatusServiceUnavailable, message: "no node can serve this: no engine is running; see `ollamamax status`"}
 	}
-	return &refusal{http.StatusServiceUnavailable, fmt.Sprintf("all %d nodes that could serve this failed; the last: %v", tried, last)}
+	return &refusal{status: http.StatusServiceUnavailable, message: fmt.Sprintf("all %d nodes that could serve this failed; the last: %v", tried, last)}
 }
 
 // attempt has one node serve the request and copies its answer to the client. An error means that
@@ -208,9 +208,10 @@ func copyHeader(to, from http.Header) {
 func (g *Gateway) fail(x *exchange, err error) {
 	status, message := http.StatusBadGateway, err.Error()
 	var refused *refusal
+	inner := false
 	switch {
 	case errors.As(err, &refused):
-		status = refused.status
+		status, inner = refused.status, refused.inner
 	case errors.Is(err, context.DeadlineExceeded):
 		status, message = http.StatusGatewayTimeout, "the request's deadline passed before an answer began"
 	case errors.Is(err, context.Canceled):
@@ -219,7 +220,12 @@ func (g *Gateway) fail(x *exchange, err error) {
 	if status == http.StatusServiceUnavailable {
 		x.w.Header().Set("Retry-After", "1")
 	}
-	x.answer(status, "application/json; charset=utf-8", dialectOf(x.r.URL.Path).body(status, message))
+	d := dialectOf(x.r.URL.Path)
+	body, contentType := d.body(status, message), jsonType
+	if inner && d != ollama {
+		body, contentType = append(body, '\n'), "application/json"
+	}
+	x.answer(status, contentType, body)
 }
 
 // answer sends a whole body of our own.

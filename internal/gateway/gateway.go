@@ -180,7 +180,7 @@ func deadline(r *http.Request) (context.Context, context.CancelFunc, error) {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return nil, nil, &refusal{http.StatusBadRequest, fmt.Sprintf("X-Deadline is %q: write a duration such as 30s", text)}
+		return nil, nil, badRequest(fmt.Sprintf("X-Deadline is %q: write a duration such as 30s", text))
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), d)
 	return ctx, cancel, nil

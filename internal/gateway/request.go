@@ -25,9 +25,16 @@ const maxDecompressed = 20 << 20
 type refusal struct {
 	status  int
 	message string
+	// inner marks what the handlers of /api refuse, which Ollama's /v1 routes write in another way
+	// than their own refusals.
+	inner bool
 }
 
 func (e *refusal) Error() string { return e.message }
+
+func badRequest(message string) error {
+	return &refusal{status: http.StatusBadRequest, message: message}
+}
 
 // request is a client's request whose body was read whole, with what was taken from it.
 type request struct {
@@ -37,6 +44,7 @@ type request struct {
 	stream bool // the client wants the answer piece by piece
 	upload bool // the body is not here but streams on from the client
 
+	notObject             bool // JSON, but not an object: the engine says what it thinks of it
 	hasMessages, hasInput bool // what Ollama's /v1 routes ask for before they look at the model
 }
 
@@ -55,7 +63,7 @@ func readBody(w http.ResponseWriter, r *http.Request, max int64, timeout time.Du
 		buf.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead) // a claimed length is not yet memory
 	}
 	if _, err := buf.ReadFrom(reader); err != nil {
-		return nil, &refusal{http.StatusBadRequest, "read request body: " + err.Error()}
+		return nil, badRequest("read request body: " + err.Error())
 	}
 	_ = control.SetReadDeadline(time.Time{}) // servers that cannot set deadlines have none
 	if int64(buf.Len()) > max {
@@ -65,8 +73,7 @@ func readBody(w http.ResponseWriter, r *http.Request, max int64, timeout time.Du
 }
 
 func tooLarge(max int64) error {
-	return &refusal{http.StatusRequestEntityTooLarge,
-		fmt.Sprintf("request body is larger than %d bytes: send less, or raise gateway.max_body_bytes on this node", max)}
+	return &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("request body is larger than %d bytes: send less, or raise gateway.max_body_bytes on this node", max)}
 }
 
 // impatientReader gives every piece of a body its own time to arrive.
@@ -91,7 +98,7 @@ func parse(rt *route, r *http.Request, body []byte) (*request, error) {
 	if rt.multipart {
 		model, err := multipartModel(r.Header.Get("Content-Type"), body)
 		if err != nil {
-			return nil, &refusal{http.StatusBadRequest, "failed to parse multipart form: " + err.Error()}
+			return nil, badRequest("failed to parse multipart form: " + err.Error())
 		}
 		req.Model = model
 	} else {
@@ -103,7 +110,7 @@ func parse(rt *route, r *http.Request, body []byte) (*request, error) {
 			return nil, err
 		}
 	}
-	if req.Model == "" && rt.missing != nil {
+	if req.Model == "" && rt.missing != nil && !req.notObject {
 		if refused := rt.missing(req); refused != nil {
 			return nil, refused
 		}
@@ -118,12 +125,12 @@ func decompressed(r *http.Request, body []byte) ([]byte, error) {
 	}
 	d, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(8<<20))
 	if err != nil {
-		return nil, &refusal{http.StatusBadRequest, "failed to decompress request body"}
+		return nil, badRequest("failed to decompress request body")
 	}
 	defer d.Close()
 	text, err := io.ReadAll(io.LimitReader(d, maxDecompressed+1))
 	if err != nil || len(text) > maxDecompressed {
-		return nil, &refusal{http.StatusBadRequest, "failed to decompress request body"}
+		return nil, badRequest("failed to decompress request body")
 	}
 	return text, nil
 }
@@ -140,7 +147,9 @@ func (req *request) peek(text []byte) error {
 		text = first
 	}
 	var name string
-	gjson.ParseBytes(text).ForEach(func(key, value gjson.Result) bool {
+	value := gjson.ParseBytes(text)
+	req.notObject = !value.IsObject()
+	value.ForEach(func(key, value gjson.Result) bool {
 		switch strings.ToLower(key.Str) {
 		case "model":
 			req.Model = value.String()
@@ -171,9 +180,9 @@ func (req *request) peek(text []byte) error {
 
 func (req *request) notJSON(err error) error {
 	if errors.Is(err, io.EOF) && dialectOf(req.Path) == ollama {
-		return &refusal{http.StatusBadRequest, "missing request body"}
+		return badRequest("missing request body")
 	}
-	return &refusal{http.StatusBadRequest, err.Error()}
+	return badRequest(err.Error())
 }
 
 // multipartModel returns the form's field "model".

@@ -43,8 +43,8 @@ func routes() []*route {
 		{path: "/v1/completions", methods: post, serve: (*Gateway).forward, missing: emptyModelNotFound},
 		{path: "/v1/embeddings", methods: post, serve: (*Gateway).forward, missing: missingInEmbeddings},
 		{path: "/v1/responses", methods: post, serve: (*Gateway).forward, missing: modelRequired},
-		{path: "/v1/messages", methods: post, serve: (*Gateway).forward, missing: modelRequired},
-		{path: "/v1/audio/transcriptions", methods: post, serve: (*Gateway).forward, multipart: true, missing: modelRequired},
+		{path: "/v1/messages", methods: post, serve: (*Gateway).forward, missing: missingInMessages},
+		{path: "/v1/audio/transcriptions", methods: post, serve: (*Gateway).forward, multipart: true, missing: missingInMessages},
 		{path: "/api/v1/generate", methods: post, serve: (*Gateway).forward, as: "/api/generate", streams: true, missing: emptyModelNotFound},
 		{path: "/api/v1/chat", methods: post, serve: (*Gateway).forward, as: "/api/chat", streams: true, missing: modelRequired},
 		{path: "/api/v1/embeddings", methods: post, serve: (*Gateway).forward, as: "/api/embed", missing: emptyModelNotFound},
@@ -72,34 +72,32 @@ func routes() []*route {
 // How Ollama refuses a body without a model differs from route to route.
 
 func modelRequired(*request) error {
-	return &refusal{http.StatusBadRequest, "model is required"}
+	return &refusal{status: http.StatusBadRequest, message: "model is required", inner: true}
 }
 
 func emptyModelNotFound(*request) error {
-	return &refusal{http.StatusNotFound, "model '' not found"}
+	return &refusal{status: http.StatusNotFound, message: "model '' not found", inner: true}
 }
 
-func invalidModelName(*request) error {
-	return &refusal{http.StatusBadRequest, "invalid model name"}
-}
+func invalidModelName(*request) error { return badRequest("invalid model name") }
 
-func emptySourceInvalid(*request) error {
-	return &refusal{http.StatusBadRequest, `source "" is invalid`}
-}
+func emptySourceInvalid(*request) error { return badRequest(`source "" is invalid`) }
 
 func missingInChat(req *request) error {
 	if !req.hasMessages {
-		return &refusal{http.StatusBadRequest, "[] is too short - 'messages'"}
+		return badRequest("[] is too short - 'messages'")
 	}
 	return modelRequired(req)
 }
 
 func missingInEmbeddings(req *request) error {
 	if !req.hasInput {
-		return &refusal{http.StatusBadRequest, "invalid input"}
+		return badRequest("invalid input")
 	}
 	return emptyModelNotFound(req)
 }
+
+func missingInMessages(*request) error { return badRequest("model is required") }
 
 // forward serves a request whose body names a model: on a node that has it.
 func (g *Gateway) forward(x *exchange) {

@@ -1,0 +1,256 @@
+package enginetest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// ollamaErrors is how /api tells errors.
+type ollamaErrors struct{}
+
+func (ollamaErrors) fail(w http.ResponseWriter, status int, message string) {
+	writeBytes(w, status, typeJSON, []byte(`{"error":"`+quoted(message)+`"}`))
+}
+
+func (ollamaErrors) died(b []byte) []byte {
+	return append(append(append(b, `{"error":"`...), runnerDied...), "\"}\n"...)
+}
+
+// ollamaOptions are those of a request's options that matter here.
+type ollamaOptions struct {
+	NumPredict *float64 `json:"num_predict"`
+	NumCtx     float64  `json:"num_ctx"`
+	Stop       texts    `json:"stop"`
+}
+
+func (o ollamaOptions) limit() int {
+	if o.NumPredict == nil {
+		return -1
+	}
+	return int(*o.NumPredict)
+}
+
+// ollamaRequest is the body of /api/generate and /api/chat.
+type ollamaRequest struct {
+	Model     string          `json:"model"`
+	Stream    *bool           `json:"stream"`
+	KeepAlive *keepAlive      `json:"keep_alive"`
+	Options   ollamaOptions   `json:"options"`
+	Truncate  *bool           `json:"truncate"`
+	Think     any             `json:"think"`
+	Debug     bool            `json:"_debug_render_only"`
+	Tools     json.RawMessage `json:"tools"`
+
+	Messages []message `json:"messages"`
+
+	Prompt   string   `json:"prompt"`
+	Suffix   string   `json:"suffix"`
+	System   string   `json:"system"`
+	Template string   `json:"template"`
+	Context  []int    `json:"context"`
+	Raw      bool     `json:"raw"`
+	Images   []string `json:"images"`
+}
+
+func (r *ollamaRequest) call(m Model) *call {
+	return &call{
+		model: m, limit: r.Options.limit(), stop: r.Options.Stop.sequences(),
+		stream: r.Stream == nil || *r.Stream, context: int(r.Options.NumCtx),
+		keepAlive: r.KeepAlive.duration(), strictLen: r.Truncate != nil && !*r.Truncate,
+	}
+}
+
+func (s *Server) apiGenerate(w http.ResponseWriter, r *http.Request) {
+	errs := ollamaErrors{}
+	var req ollamaRequest
+	if !s.decode(w, r, &req, errs) {
+		return
+	}
+	m, err := s.catalog.find(req.Model)
+	switch {
+	case errors.Is(err, errBadName):
+		errs.fail(w, http.StatusBadRequest, err.Error())
+		return
+	case err != nil:
+		errs.fail(w, http.StatusNotFound, fmt.Sprintf("model '%s' not found", req.Model))
+		return
+	}
+	d := &ollamaDialect{model: quoted(req.Model)}
+	if req.Prompt == "" && req.KeepAlive != nil && req.KeepAlive.Duration == 0 {
+		s.catalog.unload(m.Name)
+		writeBytes(w, http.StatusOK, typeJSON, d.bare("unload"))
+		return
+	}
+	if req.Raw && (req.Template != "" || req.System != "" || len(req.Context) > 0) {
+		errs.fail(w, http.StatusBadRequest, "raw mode does not support template, system, or context")
+		return
+	}
+	if !s.capable(w, errs, m, &req, "generate") {
+		return
+	}
+	c := req.call(m.Model)
+	if req.Prompt == "" {
+		s.loadOnly(w, r, c, d)
+		return
+	}
+	c.text, c.images = req.Prompt, req.Images
+	switch {
+	case req.Raw:
+	case req.Suffix != "":
+		c.text = "<|prefix|>" + req.Prompt + "<|suffix|>" + req.Suffix + turnAssistant
+	default:
+		var msgs []message
+		if req.System != "" {
+			msgs = append(msgs, message{Role: "system", Content: req.System})
+		}
+		msgs = append(msgs, message{Role: "user", Content: req.Prompt, Images: req.Images})
+		c.text, c.images = render(msgs, nil, s.contextLength(c))
+	}
+	if req.Debug {
+		writeBytes(w, http.StatusOK, typeJSON, d.debug(c))
+		return
+	}
+	s.generate(w, r, c, d)
+}
+
+func (s *Server) apiChat(w http.ResponseWriter, r *http.Request) {
+	errs := ollamaErrors{}
+	var req ollamaRequest
+	if !s.decode(w, r, &req, errs) {
+		return
+	}
+	m, err := s.catalog.find(req.Model)
+	if status, text := chatModelError(err, req.Model); status != 0 {
+		errs.fail(w, status, text)
+		return
+	}
+	d := &ollamaDialect{model: quoted(req.Model), chat: true}
+	if len(req.Messages) == 0 && req.KeepAlive != nil && req.KeepAlive.Duration == 0 {
+		s.catalog.unload(m.Name)
+		writeBytes(w, http.StatusOK, typeJSON, d.bare("unload"))
+		return
+	}
+	if !s.capable(w, errs, m, &req, "chat") {
+		return
+	}
+	c := req.call(m.Model)
+	if len(req.Messages) == 0 {
+		s.loadOnly(w, r, c, d)
+		return
+	}
+	c.text, c.images = render(req.Messages, req.Tools, s.contextLength(c))
+	if req.Debug {
+		writeBytes(w, http.StatusOK, typeJSON, d.debug(c))
+		return
+	}
+	s.generate(w, r, c, d)
+}
+
+// chatModelError is what the chat handler, and all /v1 routes built on it, say of a model.
+func chatModelError(err error, model string) (status int, text string) {
+	switch {
+	case err == nil:
+		return 0, ""
+	case errors.Is(err, errNoModel):
+		return http.StatusNotFound, fmt.Sprintf("model '%s' not found", model)
+	}
+	return http.StatusBadRequest, err.Error()
+}
+
+// capable answers 400 if the model cannot do what is asked.
+func (s *Server) capable(w http.ResponseWriter, errs failer, m heldModel, req *ollamaRequest, what string) bool {
+	if think := req.Think; think != nil && think != false {
+		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%q does not support thinking", req.Model))
+		return false
+	}
+	if m.Embedding {
+		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%q does not support %s", req.Model, what))
+		return false
+	}
+	return true
+}
+
+// loadOnly answers a request without a prompt: it loads the model.
+func (s *Server) loadOnly(w http.ResponseWriter, r *http.Request, c *call, d *ollamaDialect) {
+	a := s.newAnswer(w, r, d)
+	defer a.close()
+	l, err := s.load(a, c)
+	if err == nil {
+		s.catalog.release(l, s.keepAlive(c.keepAlive))
+		err = a.body(typeJSON, d.bare("load"))
+	}
+	s.finish(a, err)
+}
+
+// ollamaDialect writes the records of /api/generate and /api/chat.
+type ollamaDialect struct {
+	ollamaErrors
+	model string // quoted
+	chat  bool
+}
+
+func (d *ollamaDialect) contentTypes() (stream, whole string) { return typeNDJSON, typeJSON }
+
+func (d *ollamaDialect) piece(b []byte, _, json string) []byte {
+	return append(d.open(b, json), "false}\n"...)
+}
+
+// open writes a record as far as the value of done.
+func (d *ollamaDialect) open(b []byte, json string) []byte {
+	b = append(append(append(b, `{"model":"`...), d.model...), `","created_at":"`...)
+	b = time.Now().UTC().AppendFormat(b, time.RFC3339Nano)
+	if d.chat {
+		b = append(append(append(b, `","message":{"role":"assistant","content":"`...), json...), `"},"done":`...)
+	} else {
+		b = append(append(append(b, `","response":"`...), json...), `","done":`...)
+	}
+	return b
+}
+
+func (d *ollamaDialect) end(b []byte, r *result) []byte {
+	return append(d.close(d.open(b, ""), r), '\n')
+}
+
+func (d *ollamaDialect) whole(b []byte, text string, r *result) []byte {
+	return d.close(d.open(b, quoted(text)), r)
+}
+
+// close ends a record that is done; zero counts and durations are left out, as by Ollama.
+func (d *ollamaDialect) close(b []byte, r *result) []byte {
+	b = append(append(append(b, `true,"done_reason":"`...), r.reason...), '"')
+	for _, f := range [...]struct {
+		key string
+		n   int64
+	}{
+		{`,"total_duration":`, int64(r.total)},
+		{`,"load_duration":`, int64(r.load)},
+		{`,"prompt_eval_count":`, int64(r.promptTokens)},
+		{`,"prompt_eval_duration":`, int64(r.prefill)},
+		{`,"eval_count":`, int64(r.tokens)},
+		{`,"eval_duration":`, int64(r.eval)},
+	} {
+		if f.n != 0 {
+			b = appendInt(b, f.key, f.n)
+		}
+	}
+	return append(b, '}')
+}
+
+// bare is the answer to a request that only loads or unloads.
+func (d *ollamaDialect) bare(reason string) []byte {
+	return append(d.open(nil, ""), `true,"done_reason":"`+reason+`"}`...)
+}
+
+// debug is the answer to _debug_render_only.
+func (d *ollamaDialect) debug(c *call) []byte {
+	head := bytes.Replace(d.open(nil, ""), []byte(`{"role":"assistant",`), []byte(`{"role":"",`), 1)
+	b := append(head, `false,"_debug_info":{"rendered_template":"`+quoted(c.text)+`"`...)
+	if len(c.images) > 0 {
+		b = appendInt(b, `,"image_count":`, int64(len(c.images)))
+	}
+	return append(b, "}}"...)
+}
