@@ -58,8 +58,8 @@ func engineDir(t *testing.T) string {
 	return dir
 }
 
-// process is a program that the test started, with what it wrote.
-type process struct {
+// program is a process that the test started, with what it wrote.
+type program struct {
 	*exec.Cmd
 	output *lockedBuffer
 	exited chan struct{}
@@ -67,9 +67,9 @@ type process struct {
 }
 
 // start runs a program in a process group of its own and ends the group with the test.
-func start(t *testing.T, env []string, name string, args ...string) *process {
+func start(t *testing.T, env []string, name string, args ...string) *program {
 	t.Helper()
-	p := &process{Cmd: exec.Command(name, args...), output: &lockedBuffer{}, exited: make(chan struct{})}
+	p := &program{Cmd: exec.Command(name, args...), output: &lockedBuffer{}, exited: make(chan struct{})}
 	p.Env = append(os.Environ(), env...)
 	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	reader, writer, err := os.Pipe()
@@ -95,7 +95,7 @@ func start(t *testing.T, env []string, name string, args ...string) *process {
 }
 
 // stop asks the program to end and waits for it.
-func (p *process) stop(t *testing.T) {
+func (p *program) stop(t *testing.T) {
 	t.Helper()
 	select {
 	case <-p.exited:
@@ -113,7 +113,7 @@ func (p *process) stop(t *testing.T) {
 }
 
 // kill ends the program as a crash would: at once, its children left behind.
-func (p *process) kill() {
+func (p *program) kill() {
 	_ = p.Process.Kill()
 	<-p.exited
 }
@@ -245,7 +245,7 @@ func create(t *testing.T, url, model, file string) {
 }
 
 // startNode runs `ollamamax serve` and returns its process and URL once it answers.
-func startNode(t *testing.T, args ...string) (*process, string) {
+func startNode(t *testing.T, args ...string) (*program, string) {
 	t.Helper()
 	addr := freeAddr(t)
 	args = append([]string{"serve", "--listen", addr, "--data-dir", filepath.Join(t.TempDir(), "data"), "--name", "node", "--log-level", "debug"}, args...)
@@ -263,9 +263,19 @@ func startNode(t *testing.T, args ...string) (*process, string) {
 }
 
 // startReadyNode is startNode, and waits until prompts sent there can be answered.
-func startReadyNode(t *testing.T, args ...string) (*process, string) {
+func startReadyNode(t *testing.T, args ...string) (*program, string) {
 	t.Helper()
 	p, url := startNode(t, args...)
 	eventually(t, 30*time.Second, "the node is ready", func() bool { return answers(url + "/readyz") })
 	return p, url
+}
+
+// startFake runs a fake Ollama that holds the model m and returns its URL.
+func startFake(t *testing.T, args ...string) string {
+	t.Helper()
+	addr := freeAddr(t)
+	start(t, nil, fakeBinary, append([]string{"-listen", addr, "-model", "m"}, args...)...)
+	url := "http://" + addr
+	eventually(t, 10*time.Second, "the fake engine answers", func() bool { return answers(url + "/api/version") })
+	return url
 }

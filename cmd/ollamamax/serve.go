@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,9 @@ func serveCommand() *cobra.Command {
 		Short: "Run the node of this machine, beside its Ollama",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if flags.Engine.URL != "" && flags.Engine.Command != "" {
+				return usageError{errors.New("--engine-url attaches to a running engine and --engine-command runs one: give one of them")}
+			}
 			cfg, err := config.Load(file)
 			if err != nil {
 				return err
@@ -56,6 +60,5 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&flags.Engine.URL, "engine-url", "", "`URL` of a running engine (default: http://127.0.0.1:11434)")
 	f.StringVar(&flags.Engine.Command, "engine-command", "", "`PATH` of an ollama to run on a private port")
 	f.StringVar(&flags.Telemetry.LogLevel, "log-level", "", "`LEVEL`: debug, info, warn or error")
-	cmd.MarkFlagsMutuallyExclusive("engine-url", "engine-command")
 	return cmd
 }

@@ -85,15 +85,15 @@ func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, node *
 		return fmt.Errorf("read answer: %w", err)
 	}
 	x.node = node.Name
-	if req.route.changes && err == io.EOF {
-		g.deps.Refresh(ctx)
+	if err == io.EOF {
+		g.refresh(ctx, req, node)
 	}
 	header := x.w.Header()
 	copyHeader(header, resp.Header)
 	header.Set("X-Ollamamax-Node", node.Name)
 	header.Set("X-Request-Id", x.id)
 	x.start(resp.StatusCode)
-	g.copy(x, req, resp, *buf, first, err)
+	g.copy(x, req, resp, node, *buf, first, err)
 	return nil
 }
 
@@ -104,7 +104,7 @@ func (x *exchange) start(status int) {
 }
 
 // copy passes the answer on as it comes. The first n bytes of buf, and perhaps the end, are read already.
-func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, buf []byte, n int, err error) {
+func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, node *cluster.Node, buf []byte, n int, err error) {
 	control := http.NewResponseController(x.w)
 	flush := resp.ContentLength < 0
 	var armed time.Time
@@ -135,9 +135,18 @@ func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, buf []byt
 			panic(http.ErrAbortHandler)
 		}
 		n, err = resp.Body.Read(buf)
-		if err == io.EOF && req.route.changes {
-			g.deps.Refresh(x.r.Context()) // before the client sees the end, so that it finds what it changed
+		if err == io.EOF {
+			g.refresh(x.r.Context(), req, node)
 		}
+	}
+}
+
+// refresh reads anew what the engine holds, if this request changed it, before the client sees the
+// end of the answer, so that it finds what it changed: a model made or deleted, loaded or unloaded.
+func (g *Gateway) refresh(ctx context.Context, req *request, node *cluster.Node) {
+	_, loaded := node.LoadedModel(cluster.CanonicalModel(req.Model))
+	if req.route.changes || req.unload || req.route.infers && !loaded {
+		g.deps.Refresh(ctx)
 	}
 }
 

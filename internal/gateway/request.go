@@ -42,6 +42,7 @@ type request struct {
 	route  *route
 	body   []byte
 	stream bool // the client wants the answer piece by piece
+	unload bool // the client asks the engine to let go of the model after this
 	upload bool // the body is not here but streams on from the client
 
 	notObject             bool // JSON, but not an object: the engine says what it thinks of it
@@ -163,6 +164,9 @@ func (req *request) peek(text []byte) error {
 			if value.IsBool() {
 				req.stream = value.Bool()
 			}
+		case "keep_alive":
+			d, err := time.ParseDuration(value.Str)
+			req.unload = value.Raw == "0" || value.Str == "0" || err == nil && d == 0
 		case "options":
 			req.NumCtx = int(value.Get("num_ctx").Int())
 		case "messages":

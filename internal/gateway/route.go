@@ -14,6 +14,7 @@ type route struct {
 
 	streams   bool // answers piece by piece unless the body says "stream": false
 	multipart bool // the body is a form, not JSON
+	infers    bool // loads the model if it is not loaded
 	changes   bool // changes what the engine holds: never sent twice, and the inventory is read anew
 	as        string
 	// missing says how Ollama refuses a body that names no model; nil: it is the engine's to judge.
@@ -35,19 +36,19 @@ func routes() []*route {
 		{path: "/api/ps", methods: get, serve: (*Gateway).ps},
 		{path: "/v1/models", methods: get, serve: (*Gateway).v1Models},
 
-		{path: "/api/generate", methods: post, serve: (*Gateway).forward, streams: true, missing: emptyModelNotFound},
-		{path: "/api/chat", methods: post, serve: (*Gateway).forward, streams: true, missing: modelRequired},
-		{path: "/api/embed", methods: post, serve: (*Gateway).forward, missing: emptyModelNotFound},
-		{path: "/api/embeddings", methods: post, serve: (*Gateway).forward, missing: modelRequired},
-		{path: "/v1/chat/completions", methods: post, serve: (*Gateway).forward, missing: missingInChat},
-		{path: "/v1/completions", methods: post, serve: (*Gateway).forward, missing: emptyModelNotFound},
-		{path: "/v1/embeddings", methods: post, serve: (*Gateway).forward, missing: missingInEmbeddings},
-		{path: "/v1/responses", methods: post, serve: (*Gateway).forward, missing: modelRequired},
-		{path: "/v1/messages", methods: post, serve: (*Gateway).forward, missing: missingInMessages},
-		{path: "/v1/audio/transcriptions", methods: post, serve: (*Gateway).forward, multipart: true, missing: missingInMessages},
-		{path: "/api/v1/generate", methods: post, serve: (*Gateway).forward, as: "/api/generate", streams: true, missing: emptyModelNotFound},
-		{path: "/api/v1/chat", methods: post, serve: (*Gateway).forward, as: "/api/chat", streams: true, missing: modelRequired},
-		{path: "/api/v1/embeddings", methods: post, serve: (*Gateway).forward, as: "/api/embed", missing: emptyModelNotFound},
+		{path: "/api/generate", methods: post, serve: (*Gateway).forward, infers: true, streams: true, missing: emptyModelNotFound},
+		{path: "/api/chat", methods: post, serve: (*Gateway).forward, infers: true, streams: true, missing: modelRequired},
+		{path: "/api/embed", methods: post, serve: (*Gateway).forward, infers: true, missing: emptyModelNotFound},
+		{path: "/api/embeddings", methods: post, serve: (*Gateway).forward, infers: true, missing: modelRequired},
+		{path: "/v1/chat/completions", methods: post, serve: (*Gateway).forward, infers: true, missing: missingInChat},
+		{path: "/v1/completions", methods: post, serve: (*Gateway).forward, infers: true, missing: emptyModelNotFound},
+		{path: "/v1/embeddings", methods: post, serve: (*Gateway).forward, infers: true, missing: missingInEmbeddings},
+		{path: "/v1/responses", methods: post, serve: (*Gateway).forward, infers: true, missing: modelRequired},
+		{path: "/v1/messages", methods: post, serve: (*Gateway).forward, infers: true, missing: missingInMessages},
+		{path: "/v1/audio/transcriptions", methods: post, serve: (*Gateway).forward, infers: true, multipart: true, missing: missingInMessages},
+		{path: "/api/v1/generate", methods: post, serve: (*Gateway).forward, infers: true, as: "/api/generate", streams: true, missing: emptyModelNotFound},
+		{path: "/api/v1/chat", methods: post, serve: (*Gateway).forward, infers: true, as: "/api/chat", streams: true, missing: modelRequired},
+		{path: "/api/v1/embeddings", methods: post, serve: (*Gateway).forward, infers: true, as: "/api/embed", missing: emptyModelNotFound},
 
 		{path: "/api/show", methods: post, serve: (*Gateway).forward, missing: modelRequired},
 		{path: "/v1/models/{model}", methods: get, serve: (*Gateway).forwardModel},
