@@ -1,0 +1,44 @@
+package cluster
+
+import (
+	"testing"
+	"time"
+)
+
+func TestAllSpellingsOfAModelAreOneName(t *testing.T) {
+	for _, name := range []string{"m", "M", "m:latest", "library/m", "registry.ollama.ai/library/m", "https://registry.ollama.ai/library/m:latest", " m "} {
+		if got := CanonicalModel(name); got != "m:latest" {
+			t.Errorf("CanonicalModel(%q) = %q", name, got)
+		}
+	}
+	for name, want := range map[string]string{
+		"": "", "m:1b": "m:1b", "user/m": "user/m:latest", "host:5000/user/m": "host:5000/user/m:latest",
+		"host:5000/user/m:q4": "host:5000/user/m:q4", "hf.co/A/B:Q4_K_M": "hf.co/a/b:q4_k_m",
+	} {
+		if got := CanonicalModel(name); got != want {
+			t.Errorf("CanonicalModel(%q) = %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestCloudModelsAreKnownByTheirTag(t *testing.T) {
+	for name, want := range map[string]bool{"m:cloud": true, "m:120b-cloud": true, "m": false, "cloud": false, "cloud:latest": false} {
+		if got := CloudModel(name); got != want {
+			t.Errorf("CloudModel(%q) = %v", name, got)
+		}
+	}
+}
+
+func TestViewFindsHoldersInWhateverSpelling(t *testing.T) {
+	v := NewView("b", time.Time{}, []*Node{
+		{ID: "b", Name: "beta", Models: []Model{{Name: "M:latest"}, {Name: "m"}}},
+		{ID: "a", Name: "alpha", Models: []Model{{Name: "m:latest"}, {Name: "other"}}},
+	})
+	holders := v.Holders("library/m")
+	if len(holders) != 2 || holders[0].Name != "alpha" || holders[1].Name != "beta" {
+		t.Errorf("holders %v", holders)
+	}
+	if v.SelfNode().Name != "beta" || v.Find("alpha").ID != "a" || v.Find("a").Name != "alpha" || v.Find("x") != nil {
+		t.Error("a node is not found by its name and id")
+	}
+}

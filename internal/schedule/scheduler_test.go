@@ -1,0 +1,94 @@
+package schedule
+
+import (
+	"testing"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+func ready(id cluster.NodeID, models ...string) *cluster.Node {
+	n := &cluster.Node{ID: id, Name: string(id), Condition: cluster.Alive, State: cluster.Active,
+		Engine: &cluster.Engine{Kind: cluster.Ollama, Condition: cluster.EngineReady}}
+	for _, m := range models {
+		n.Models = append(n.Models, cluster.Model{Name: m})
+	}
+	return n
+}
+
+func loaded(n *cluster.Node, model string, context int) *cluster.Node {
+	n.Loaded = append(n.Loaded, cluster.Loaded{Name: model, ContextLength: context})
+	return n
+}
+
+func with(n *cluster.Node, change func(*cluster.Node)) *cluster.Node { change(n); return n }
+
+func TestPickPrefers(t *testing.T) {
+	big := cluster.Request{Model: "m", PromptBytes: 100_000}
+	for _, tc := range []struct {
+		name    string
+		nodes   []*cluster.Node
+		request cluster.Request
+		tried   []cluster.NodeID
+		want    cluster.NodeID // "" for none
+	}{
+		{"the holder to others", []*cluster.Node{ready("a"), ready("b", "m")}, cluster.Request{Model: "M"}, nil, "b"},
+		{"loaded to stored", []*cluster.Node{ready("a", "m"), loaded(ready("b", "m"), "m:latest", 4096)}, cluster.Request{Model: "m"}, nil, "b"},
+		{"stored to loaded with too small a context", []*cluster.Node{loaded(ready("a", "m"), "m", 4096), ready("b", "m")}, big, nil, "b"},
+		{"the larger context", []*cluster.Node{loaded(ready("a", "m"), "m", 4096), loaded(ready("b", "m"), "m", 262144)}, big, nil, "b"},
+		{"alive to suspect", []*cluster.Node{with(loaded(ready("a", "m"), "m", 0), func(n *cluster.Node) { n.Condition = cluster.Suspect }), ready("b", "m")}, cluster.Request{Model: "m"}, nil, "b"},
+		{"suspect to none", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.Condition = cluster.Suspect })}, cluster.Request{Model: "m"}, nil, "a"},
+		{"no dead node", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.Condition = cluster.Dead })}, cluster.Request{Model: "m"}, nil, ""},
+		{"no draining node", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.State = cluster.Draining })}, cluster.Request{Model: "m"}, nil, ""},
+		{"no node whose engine is down", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineDown })}, cluster.Request{Model: "m"}, nil, ""},
+		{"none tried before", []*cluster.Node{ready("a", "m"), ready("b", "m")}, cluster.Request{Model: "m"}, []cluster.NodeID{"a"}, "b"},
+		{"its own engine for a model that nobody holds", []*cluster.Node{ready("a"), ready("self")}, cluster.Request{Model: "x"}, nil, "self"},
+		{"its own engine for a cloud model", []*cluster.Node{ready("a", "m:cloud"), ready("self")}, cluster.Request{Model: "m:cloud"}, nil, "self"},
+		{"any engine, if it has none", []*cluster.Node{ready("a"), with(ready("self"), func(n *cluster.Node) { n.Engine = nil })}, cluster.Request{}, nil, "a"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v := cluster.NewView("self", time.Time{}, tc.nodes)
+			for range 20 { // the draw is random
+				node, release := New().Pick(v, tc.request, tc.tried)
+				var got cluster.NodeID
+				if node != nil {
+					got = node.ID
+					release()
+				}
+				if got != tc.want {
+					t.Fatalf("picked %q, want %q", got, tc.want)
+				}
+			}
+		})
+	}
+}
+
+func TestPickSpreadsOverEqualNodes(t *testing.T) {
+	s := New()
+	v := cluster.NewView("self", time.Time{}, []*cluster.Node{ready("a", "m"), ready("b", "m"), ready("c", "m")})
+	count := map[cluster.NodeID]int{}
+	for range 300 {
+		node, _ := s.Pick(v, cluster.Request{Model: "m"}, nil) // none is given back
+		count[node.ID]++
+	}
+	for id, n := range count {
+		if n < 80 || n > 120 {
+			t.Errorf("%s got %d of 300: %v", id, n, count)
+		}
+	}
+}
+
+func TestASlotIsGivenBackOnce(t *testing.T) {
+	s := New()
+	a := ready("a", "m")
+	v := cluster.NewView("self", time.Time{}, []*cluster.Node{a})
+	_, release := s.Pick(v, cluster.Request{Model: "m"}, nil)
+	if s.underWay(a) != 1 {
+		t.Fatal("the slot was not taken")
+	}
+	release()
+	release()
+	if n := s.underWay(a); n != 0 {
+		t.Errorf("%d under way", n)
+	}
+}
