@@ -248,7 +248,8 @@ func create(t *testing.T, url, model, file string) {
 func startNode(t *testing.T, args ...string) (*program, string) {
 	t.Helper()
 	addr := freeAddr(t)
-	args = append([]string{"serve", "--listen", addr, "--data-dir", filepath.Join(t.TempDir(), "data"), "--name", "node", "--log-level", "debug"}, args...)
+	args = append([]string{"serve", "--config", quietConfig(t), "--listen", addr, "--p2p-listen", "/ip4/127.0.0.1/tcp/0",
+		"--data-dir", filepath.Join(t.TempDir(), "data"), "--name", "node", "--log-level", "debug"}, args...)
 	p := start(t, []string{"OLLAMA_NO_CLOUD=1", "HOME=" + t.TempDir()}, binary, args...)
 	url := "http://" + addr
 	eventually(t, 20*time.Second, "the node answers", func() bool {
@@ -278,4 +279,14 @@ func startFake(t *testing.T, args ...string) string {
 	url := "http://" + addr
 	eventually(t, 10*time.Second, "the fake engine answers", func() bool { return answers(url + "/api/version") })
 	return url
+}
+
+// quietConfig is a configuration that keeps a test's nodes to themselves.
+func quietConfig(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("p2p: {mdns: false}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

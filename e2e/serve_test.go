@@ -63,7 +63,7 @@ func group(t *testing.T, id int) (members []int) {
 func supervised(t *testing.T, dataDir string, extra ...string) (*servedNode, int) {
 	t.Helper()
 	addr := freeAddr(t)
-	args := append([]string{"serve", "--name", "node", "--data-dir", dataDir, "--listen", addr, "--engine-command", fakeBinary, "--log-level", "debug"}, extra...)
+	args := append([]string{"serve", "--config", quietConfig(t), "--p2p-listen", "/ip4/127.0.0.1/tcp/0", "--name", "node", "--data-dir", dataDir, "--listen", addr, "--engine-command", fakeBinary, "--log-level", "debug"}, extra...)
 	p := start(t, []string{"HOME=" + t.TempDir(), "FAKEENGINE_CHILD=1", "FAKEENGINE_MODELS=m", "FAKEENGINE_ARGS=-token-gap 50ms -length 60"}, binary, args...)
 	url := "http://" + addr
 	eventually(t, 30*time.Second, "the node is ready", func() bool { return answers(url + "/readyz") })
@@ -176,7 +176,7 @@ func TestANodeWithoutAnEngineSaysSoAndStillServes(t *testing.T) {
 		return status == http.StatusServiceUnavailable && strings.Contains(text, `"engine":"down"`)
 	})
 	for path, want := range map[string]string{
-		"/api/chat":            `{"error":"no node can serve this: no engine is running`,
+		"/api/chat":            `{"error":"no node can serve this: no engine that could is running`,
 		"/v1/chat/completions": `{"error":{"message":"no node can serve this`,
 		"/v1/messages":         `{"type":"error","error":{"type":"overloaded_error","message":"no node can serve this`,
 	} {
@@ -209,16 +209,24 @@ func TestAnOperatorsMistakeIsOneLineThatSaysWhatToDo(t *testing.T) {
 		}
 	}
 	free := freeAddr(t)
+	tcp := "/ip4/127.0.0.1/tcp/0"
+	_, takenPort, err := net.SplitHostPort(taken.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name   string
 		args   []string
 		status int
 		want   string
 	}{
-		{"port in use", []string{"serve", "--listen", taken.Addr().String(), "--data-dir", dir}, 1, "the port is in use"},
-		{"data directory is a file", []string{"serve", "--listen", free, "--data-dir", file}, 1, "name another with --data-dir"},
+		{"port in use", []string{"serve", "--p2p-listen", tcp, "--listen", taken.Addr().String(), "--data-dir", dir}, 1, "the port is in use"},
+		{"peers' port in use", []string{"serve", "--listen", free, "--p2p-listen", "/ip4/127.0.0.1/tcp/" + takenPort, "--data-dir", dir}, 1, "in use"},
+		{"half a token", []string{"serve", "--listen", free, "--p2p-listen", tcp, "--data-dir", dir, "--join", "omx1-abc"}, 1, "join token"},
+		{"name with a space", []string{"serve", "--name", "my box", "--data-dir", dir}, 1, "such as my-box"},
+		{"data directory is a file", []string{"serve", "--p2p-listen", tcp, "--listen", free, "--data-dir", file}, 1, "name another with --data-dir"},
 		{"open to the network", []string{"serve", "--listen", "0.0.0.0:11499", "--data-dir", dir}, 1, "access: {mode: open}"},
-		{"itself as its engine", []string{"serve", "--listen", free, "--engine-url", "http://" + free, "--data-dir", dir}, 1, "which is this node itself"},
+		{"itself as its engine", []string{"serve", "--p2p-listen", tcp, "--listen", free, "--engine-url", "http://" + free, "--data-dir", dir}, 1, "which is this node itself"},
 		{"engine twice", []string{"serve", "--engine-url", "http://127.0.0.1:1", "--engine-command", "x"}, 2, "engine-command"},
 		{"unknown engine", []string{"serve", "--engine", "abacus", "--data-dir", dir}, 1, "use ollama"},
 		{"engine URL without a host", []string{"serve", "--engine-url", "localhost", "--data-dir", dir}, 1, "write it like"},

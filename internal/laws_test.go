@@ -25,9 +25,13 @@ var mayImport = map[string][]string{
 	"internal/control":   {"internal/cluster", "internal/api"},
 	"internal/schedule":  {"internal/cluster"},
 	"internal/telemetry": {},
-	"internal/config":    {"internal/cluster", "internal/access", "internal/engine", "internal/gateway", "internal/telemetry"},
-	"internal/node":      {"*"},
-	"cmd/ollamamax":      {"internal/node", "internal/config", "internal/api", "internal/cluster", "internal/telemetry"},
+	"internal/mesh":      {"internal/cluster"},
+	"internal/consensus": {"internal/cluster"},
+	// Inside fault only leftward: anomaly, health, predict, heal.
+	"internal/fault/health": {"internal/cluster"},
+	"internal/config":       {"internal/cluster", "internal/access", "internal/engine", "internal/gateway", "internal/mesh", "internal/telemetry"},
+	"internal/node":         {"*"},
+	"cmd/ollamamax":         {"internal/node", "internal/config", "internal/api", "internal/cluster", "internal/telemetry"},
 
 	"internal/engine/enginetest":            {},
 	"internal/engine/enginetest/fakeengine": {"internal/engine/enginetest"},

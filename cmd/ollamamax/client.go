@@ -86,6 +86,15 @@ func (f *clientFlags) get(ctx context.Context, path string) ([]byte, error) {
 
 func statusCommand() *cobra.Command {
 	return listCommand("status", "Show the cluster and its nodes", "/api/v1/cluster/status", func(w *tabwriter.Writer, s api.Status) {
+		leader, quorum := s.Leader, "quorum"
+		if leader == "" {
+			leader = "none"
+		}
+		if !s.Quorum {
+			quorum = "no quorum: nothing can be changed, prompts are answered"
+		}
+		fmt.Fprintf(w, "cluster %s, leader %s, term %d, voters %d, %s\n\n", s.ClusterID, leader, s.Term, s.Voters, quorum)
+		_ = w.Flush() // its own columns
 		printNodes(w, s.Nodes)
 	})
 }
@@ -121,7 +130,7 @@ func modelsCommand() *cobra.Command {
 }
 
 func printNodes(w *tabwriter.Writer, nodes []*cluster.Node) {
-	fmt.Fprintln(w, "NAME\tCONDITION\tSTATE\tENGINE\tMODELS\tLOADED\tAPI")
+	fmt.Fprintln(w, "NAME\tROLE\tCONDITION\tSTATE\tENGINE\tMODELS\tLOADED\tAPI")
 	for _, n := range nodes {
 		engine := "none"
 		if n.Engine != nil {
@@ -134,7 +143,11 @@ func printNodes(w *tabwriter.Writer, nodes []*cluster.Node) {
 		if n.Why != "" {
 			condition += ": " + n.Why
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Name, condition, n.State, engine, len(n.Models), len(n.Loaded), n.APIAddr)
+		role := string(n.Role)
+		if n.Leader {
+			role = "leader"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Name, role, condition, n.State, engine, len(n.Models), len(n.Loaded), n.APIAddr)
 	}
 }
 
@@ -151,4 +164,27 @@ func size(n int64) string {
 		}
 	}
 	return fmt.Sprintf("%d B", n)
+}
+
+// actCommand is a command that changes something through one request and says that it is done.
+func actCommand(use, short string, args int, what string, act func(context.Context, *api.Client, []string) (string, error)) *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: short,
+		Args:  exactArgs(args, what),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			done, err := act(cmd.Context(), c, args)
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), done)
+			}
+			return err
+		},
+	}
+	f.add(cmd)
+	return cmd
 }

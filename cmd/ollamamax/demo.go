@@ -17,19 +17,23 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/tidwall/gjson"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/ollamamax/ollamamax/internal/api"
 )
 
 const (
-	demoFirstPort  = 11435 // the API of the first node; the next ones ten further each
+	demoFirstPort  = 11435 // the API of the first node; its peers' port is the next; the next node ten further
 	demoEngine     = ".cache/engine/bin/ollama"
 	demoModels     = ".cache/engine/*.gguf"
-	demoStartLimit = 2 * time.Minute // for an engine to start, or a model to be made
-	demoStopGrace  = 10 * time.Second
+	demoStartLimit = 2 * time.Minute  // for an engine to start, or a model to be made
+	demoStopGrace  = 45 * time.Second // a node gives its answers 30 s
+	demoMaxNodes   = 32
 )
 
 // demo runs whole nodes, each a process with an Ollama of its own, on this machine.
@@ -39,6 +43,7 @@ type demo struct {
 	models  []string
 	keep    bool
 	dir     string
+	pids    []int // of the nodes
 	out     io.Writer
 	program string
 }
@@ -55,7 +60,7 @@ func demoCommand() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&d.nodes, "nodes", 1, "how many `N`odes")
+	f.IntVar(&d.nodes, "nodes", 3, "how many `N`odes")
 	f.StringVar(&d.engine, "engine-command", "", "`PATH` of the ollama to run (default: the one on the PATH, else "+demoEngine+")")
 	f.StringArrayVar(&d.models, "model", nil, "`FILE.gguf` to offer as a model; may be given again (default: "+demoModels+")")
 	f.BoolVar(&d.keep, "keep", false, "keep the nodes' folder, and print it")
@@ -64,8 +69,8 @@ func demoCommand() *cobra.Command {
 
 // run starts the nodes, gives each the models, says how to ask them, and waits for the end.
 func (d *demo) run(ctx context.Context) (err error) {
-	if d.nodes < 1 || d.nodes > 1 {
-		return usageError{fmt.Errorf("--nodes is %d: this version runs one node", d.nodes)}
+	if d.nodes < 1 || d.nodes > demoMaxNodes {
+		return usageError{fmt.Errorf("--nodes is %d: give 1 to %d", d.nodes, demoMaxNodes)}
 	}
 	if err := d.find(); err != nil {
 		return err
@@ -84,16 +89,29 @@ func (d *demo) run(ctx context.Context) (err error) {
 	var running sync.WaitGroup
 	defer running.Wait()
 	defer cancel(nil)
+	var ready atomic.Bool // from then on, a node may be killed to see what happens
+	var token string
 	for i := range d.nodes {
-		cmd, err := d.start(i)
+		cmd, err := d.start(i, token)
 		if err != nil {
 			return err
 		}
+		d.pids = append(d.pids, cmd.Process.Pid)
 		running.Go(func() {
-			if err := runUntil(ctx, cmd); err != nil && ctx.Err() == nil {
-				cancel(fmt.Errorf("%s ended: %w", nodeName(i), err))
+			err := runUntil(ctx, cmd)
+			switch {
+			case ctx.Err() != nil:
+			case ready.Load():
+				fmt.Fprintf(d.out, "%s ended: %v\n", nodeName(i), err)
+			default:
+				cancel(fmt.Errorf("%s ended: %v", nodeName(i), err))
 			}
 		})
+		if i == 0 && d.nodes > 1 {
+			if token, err = d.invitation(ctx); err != nil {
+				return errors.Join(stopped(ctx), err)
+			}
+		}
 	}
 	if err := d.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -101,6 +119,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		}
 		return err
 	}
+	ready.Store(true)
 	d.invite()
 	<-ctx.Done()
 	fmt.Fprintln(d.out, "stopping")
@@ -156,14 +175,18 @@ func modelName(file string) string {
 func (d *demo) url(i int) string { return fmt.Sprintf("http://127.0.0.1:%d", demoFirstPort+10*i) }
 
 // start starts node i, with a HOME, a model folder and a data directory of its own.
-func (d *demo) start(i int) (*exec.Cmd, error) {
+func (d *demo) start(i int, token string) (*exec.Cmd, error) {
 	dir := filepath.Join(d.dir, nodeName(i))
 	home := filepath.Join(dir, "home")
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", nodeName(i), err)
 	}
 	cmd := exec.Command(d.program, "serve", "--name", nodeName(i), "--data-dir", filepath.Join(dir, "data"),
-		"--listen", strings.TrimPrefix(d.url(i), "http://"), "--engine-command", d.engine, "--log-level", "warn")
+		"--listen", strings.TrimPrefix(d.url(i), "http://"), "--engine-command", d.engine, "--log-level", "error",
+		"--p2p-listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", demoFirstPort+10*i+1))
+	if token != "" {
+		cmd.Args = append(cmd.Args, "--join", token)
+	}
 	cmd.Env = append(os.Environ(), "HOME="+home, "OLLAMA_NO_CLOUD=1")
 	detach(cmd)
 	stderr, err := cmd.StderrPipe()
@@ -179,6 +202,19 @@ func (d *demo) start(i int) (*exec.Cmd, error) {
 		}
 	}()
 	return cmd, nil
+}
+
+// invitation waits for the first node and has it make a token for the others.
+func (d *demo) invitation(ctx context.Context) (string, error) {
+	if err := waitFor(ctx, d.url(0)+"/healthz"); err != nil {
+		return "", fmt.Errorf("%s: %w", nodeName(0), err)
+	}
+	c, err := api.NewClient(d.url(0), "", clientTimeout)
+	if err != nil {
+		return "", err
+	}
+	body, err := c.Do(ctx, http.MethodPost, "/api/v1/tokens", api.TokenRequest{})
+	return gjson.GetBytes(body, "token").String(), err
 }
 
 // runUntil waits for the process; when ctx ends, it asks it to stop and, after a grace, ends it.
@@ -204,7 +240,7 @@ func (d *demo) prepare(ctx context.Context) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	for i := range d.nodes {
 		group.Go(func() error {
-			if err := waitReady(groupCtx, d.url(i)); err != nil {
+			if err := waitForEngine(groupCtx, d.url(i)); err != nil {
 				return fmt.Errorf("%s: %w", nodeName(i), err)
 			}
 			for _, file := range d.models {
@@ -222,25 +258,38 @@ func (d *demo) prepare(ctx context.Context) error {
 	return post(ctx, d.url(0)+"/api/generate", strings.NewReader(body))
 }
 
-func waitReady(ctx context.Context, url string) error {
+// waitFor waits until a URL answers 200.
+func waitFor(ctx context.Context, url string) error {
+	return waitUntil(ctx, url, func([]byte) bool { return true })
+}
+
+// waitForEngine waits until a node's own engine answers: a node is ready with a peer's engine too,
+// and models would be made there.
+func waitForEngine(ctx context.Context, url string) error {
+	return waitUntil(ctx, url+"/api/v1/health", func(body []byte) bool { return gjson.GetBytes(body, "services.engine").String() == api.OK })
+}
+
+// waitUntil waits until a URL answers 200 with a body that will do.
+func waitUntil(ctx context.Context, url string, ok func([]byte) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, demoStartLimit)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		r, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/readyz", nil)
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return err
 		}
 		if resp, err := http.DefaultClient.Do(r); err == nil {
+			body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
+			if err == nil && resp.StatusCode == http.StatusOK && ok(body) {
 				return nil
 			}
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for its engine: %w", context.Cause(ctx))
+			return fmt.Errorf("wait for %s: %w", url, context.Cause(ctx))
 		case <-tick.C:
 		}
 	}
@@ -291,7 +340,7 @@ func post(ctx context.Context, url string, body io.Reader) error {
 	return nil
 }
 
-// invite says how to ask the nodes.
+// invite says how to ask the nodes, and how to lose one.
 func (d *demo) invite() {
 	address := strings.TrimPrefix(d.url(0), "http://")
 	fmt.Fprintf(d.out, `
@@ -300,7 +349,10 @@ OllamaMax is ready at %s
   curl %s/api/generate -d '{"model":"%s","prompt":"Hello","stream":false}'
 
 Every client of Ollama, OpenAI or Anthropic works with it: OLLAMA_HOST=%s ollama list
-See %s, or run: ollamamax status
-Ctrl-C stops everything.
-`, d.url(0), d.url(0), modelName(d.models[0]), address, d.url(0)+"/api/v1/cluster/status")
+`, d.url(0), d.url(0), modelName(d.models[0]), address)
+	if d.nodes > 1 {
+		last := d.nodes - 1
+		fmt.Fprintf(d.out, "Any of the %d nodes answers any prompt, %s too. Lose one, and ask again: kill -9 %d   (%s)\n", d.nodes, d.url(last), d.pids[last], nodeName(last))
+	}
+	fmt.Fprintf(d.out, "See the cluster: %s status\nCtrl-C stops everything.\n", d.program)
 }

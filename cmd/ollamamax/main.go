@@ -53,6 +53,7 @@ func root() *cobra.Command {
 		return usageError{fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())}
 	})
 	cmd.AddCommand(serveCommand(), demoCommand(), statusCommand(), nodesCommand(), modelsCommand(), configCommand(), versionCommand())
+	cmd.AddCommand(memberCommands()...)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd
 }

@@ -31,6 +31,8 @@ func serveCommand() *cobra.Command {
 				"name":           func() { cfg.Node.Name = flags.Node.Name },
 				"data-dir":       func() { cfg.Node.DataDir = flags.Node.DataDir },
 				"listen":         func() { cfg.API.Listen = flags.API.Listen },
+				"p2p-listen":     func() { cfg.P2P.Listen = flags.P2P.Listen },
+				"join":           func() { cfg.Cluster.Join = flags.Cluster.Join },
 				"engine":         func() { cfg.Engine.Kind = cluster.EngineKind(kind) },
 				"engine-url":     func() { cfg.Engine.URL, cfg.Engine.Command = flags.Engine.URL, "" },
 				"engine-command": func() { cfg.Engine.URL, cfg.Engine.Command = "", flags.Engine.Command },
@@ -44,7 +46,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, err := node.Open(cfg, version, log)
+			n, err := node.Open(cmd.Context(), cfg, version, log)
 			if err != nil {
 				return err
 			}
@@ -56,6 +58,8 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&flags.Node.Name, "name", "", "the node's `NAME` (default: the host name)")
 	f.StringVar(&flags.Node.DataDir, "data-dir", "", "`DIR` for all that the node keeps (default: ~/.ollamamax)")
 	f.StringVar(&flags.API.Listen, "listen", "", "`HOST:PORT` for clients and operators (default: 127.0.0.1:11435)")
+	f.StringArrayVar(&flags.P2P.Listen, "p2p-listen", nil, "`MULTIADDR` for other nodes; may be given again (default: /ip4/0.0.0.0/tcp/11436 and its QUIC twin)")
+	f.StringVar(&flags.Cluster.Join, "join", "", "`TOKEN` of the cluster to join, from 'ollamamax token create' on a member")
 	f.StringVar(&kind, "engine", "", "`KIND` of engine: ollama")
 	f.StringVar(&flags.Engine.URL, "engine-url", "", "`URL` of a running engine (default: http://127.0.0.1:11434)")
 	f.StringVar(&flags.Engine.Command, "engine-command", "", "`PATH` of an ollama to run on a private port")

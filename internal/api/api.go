@@ -28,6 +28,8 @@ const (
 	CodeNotFound   = "not_found"
 	CodeBadRequest = "bad_request"
 	CodeInternal   = "internal"
+	CodeConflict   = "conflict"
+	CodeNoQuorum   = "no_quorum"
 )
 
 // ErrorBody is the body around an Error.
@@ -48,6 +50,40 @@ type Status struct {
 // Nodes is the answer of GET /api/v1/nodes.
 type Nodes struct {
 	Nodes []*cluster.Node `json:"nodes"`
+}
+
+// NodeName is the body of requests that name a node, by name or id.
+type NodeName struct {
+	Node string `json:"node"`
+}
+
+// Leader is the answer of GET /api/v1/cluster/leader.
+type Leader struct {
+	Leader string         `json:"leader"` // a name, "" when there is none
+	ID     cluster.NodeID `json:"id"`
+	Term   uint64         `json:"term"`
+}
+
+// TokenRequest is the body of POST /api/v1/tokens.
+type TokenRequest struct {
+	TTL string `json:"ttl"` // as Go writes durations; "" for an hour
+}
+
+// JoinRequest is the body of POST /api/v1/cluster/join.
+type JoinRequest struct {
+	Token string `json:"token"`
+}
+
+// Token is a join token. Its text is told once, to who made it.
+type Token struct {
+	ID        string    `json:"id"`
+	Token     string    `json:"token,omitempty"`
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+// Tokens is the answer of GET /api/v1/tokens.
+type Tokens struct {
+	Tokens []Token `json:"tokens"`
 }
 
 // Replica is a model on one node.

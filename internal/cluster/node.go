@@ -1,10 +1,3 @@
-// Package cluster holds the nouns of a cluster as plain values: what a node is, what it holds, and
-// the View that every decision reads.
-//
-// It does no I/O, starts no goroutine, reads no clock and imports nothing of ours, so that every
-// other room may import it. A value that was published in a View is never changed again.
-//
-// Start reading at Node, then View.
 package cluster
 
 import (
@@ -35,6 +28,16 @@ const (
 	Active   ServiceState = "active"
 	Draining ServiceState = "draining" // takes no new work, finishes what it has
 	Drained  ServiceState = "drained"  // draining, and nothing is left
+	Removed  ServiceState = "removed"  // no member any more; serves from its own engine alone
+)
+
+// Role is a node's part in the agreement.
+type Role string
+
+// The roles of a node.
+const (
+	Voter    Role = "voter"
+	Observer Role = "observer" // hears what is agreed, and has no vote
 )
 
 // EngineCondition tells whether the engine beside a node answers.
@@ -70,6 +73,8 @@ type Model struct {
 	Name   string `json:"name"`   // as the engine lists it
 	Digest string `json:"digest"` // of the manifest, without "sha256:"; "" when the engine has none
 	Size   int64  `json:"size"`   // bytes; 0 when unknown
+	// ModifiedAt is when the engine's model last changed; the zero time when it does not say.
+	ModifiedAt time.Time `json:"modified_at"`
 	// Tags and V1 are the engine's own descriptions, byte for byte, for the lists that clients
 	// read: one element of /api/tags "models", which only an Ollama has, and of /v1/models "data".
 	Tags json.RawMessage `json:"tags,omitempty"`
@@ -95,15 +100,20 @@ type Slots struct {
 // Node is a member of the cluster as one View shows it: what it tells of itself, and what the
 // viewer knows of it. It is also the wire form of /api/v1.
 type Node struct {
-	ID      NodeID `json:"id"`
-	Name    string `json:"name"`
-	Version string `json:"version"`
-	APIAddr string `json:"api_addr"`
+	ID       NodeID   `json:"id"`
+	Name     string   `json:"name"`
+	Version  string   `json:"version"`
+	APIAddr  string   `json:"api_addr"`
+	P2PAddrs []string `json:"p2p_addrs"` // multiaddrs with the node's id
+
+	Role   Role `json:"role"`
+	Leader bool `json:"leader"`
 
 	Condition Condition    `json:"condition"`
 	Why       string       `json:"why"` // the reason for a condition other than alive
 	State     ServiceState `json:"state"`
-	LastSeen  time.Time    `json:"last_seen"`
+	LastSeen  time.Time    `json:"last_seen"` // the zero time: never
+	Boot      uint64       `json:"boot"`      // counts the node's starts, increasing
 
 	Engine *Engine  `json:"engine"` // nil for a node that is only a gateway
 	Models []Model  `json:"models"`

@@ -13,11 +13,20 @@ type View struct {
 	Nodes []*Node // sorted by name, then id
 	At    time.Time
 
+	ClusterID string
+	Leader    NodeID // "" while none is known
+	Term      uint64
+	Quorum    bool // what is proposed now would be agreed
+	Voters    int
+
 	byID    map[NodeID]*Node
 	holders map[string][]*Node
+	models  []Model // one replica of each name
+	chosen  map[string]Model
 }
 
-// NewView takes over the nodes and indexes them. The caller does not change them afterwards.
+// NewView takes over the nodes and indexes them. The caller may fill in the other fields before it
+// publishes the View.
 func NewView(self NodeID, at time.Time, nodes []*Node) *View {
 	v := &View{Self: self, At: at, Nodes: nodes, byID: make(map[NodeID]*Node, len(nodes)), holders: map[string][]*Node{}}
 	slices.SortFunc(nodes, func(a, b *Node) int {
@@ -32,7 +41,48 @@ func NewView(self NodeID, at time.Time, nodes []*Node) *View {
 			}
 		}
 	}
+	v.chosen = make(map[string]Model, len(v.holders))
+	for name, holders := range v.holders {
+		m := v.choose(name, holders)
+		v.chosen[name] = m
+		v.models = append(v.models, m)
+	}
+	slices.SortFunc(v.models, func(a, b Model) int {
+		return cmp.Or(b.ModifiedAt.Compare(a.ModifiedAt), cmp.Compare(a.Name, b.Name))
+	})
 	return v
+}
+
+// choose returns the replica that stands for a name: with the digest that the viewer holds, else
+// the most frequent one, else the newest. Dead nodes count only where nobody else holds the model.
+func (v *View) choose(name string, holders []*Node) Model {
+	type candidate struct {
+		model Model
+		own   int
+		alive int
+		count int
+	}
+	var candidates []*candidate
+	for _, n := range holders {
+		m, _ := n.Model(name)
+		i := slices.IndexFunc(candidates, func(c *candidate) bool { return c.model.Digest == m.Digest })
+		if i < 0 {
+			i = len(candidates)
+			candidates = append(candidates, &candidate{model: m})
+		}
+		c := candidates[i]
+		if n.ID == v.Self {
+			c.model, c.own = m, 1
+		}
+		if n.Condition != Dead {
+			c.alive = 1
+			c.count++
+		}
+	}
+	return slices.MaxFunc(candidates, func(a, b *candidate) int {
+		return cmp.Or(cmp.Compare(a.own, b.own), cmp.Compare(a.alive, b.alive), cmp.Compare(a.count, b.count),
+			a.model.ModifiedAt.Compare(b.model.ModifiedAt), cmp.Compare(a.model.Digest, b.model.Digest))
+	}).model
 }
 
 // Node returns the node with that id, or nil.
@@ -54,3 +104,14 @@ func (v *View) Find(nameOrID string) *Node {
 // Holders returns the nodes that hold a replica of the model, in the order of Nodes, whatever
 // their condition. The slice belongs to the View.
 func (v *View) Holders(model string) []*Node { return v.holders[CanonicalModel(model)] }
+
+// Models returns one replica for each name, newest first. Until a digest is agreed, requests for
+// the name go to nodes that hold this one's digest: two digests are two models. The slice belongs
+// to the View.
+func (v *View) Models() []Model { return v.models }
+
+// Chosen returns the replica that stands for the model's name.
+func (v *View) Chosen(model string) (Model, bool) {
+	m, ok := v.chosen[CanonicalModel(model)]
+	return m, ok
+}

@@ -20,8 +20,10 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"github.com/ollamamax/ollamamax/internal/access"
+	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/engine"
 	"github.com/ollamamax/ollamamax/internal/gateway"
+	"github.com/ollamamax/ollamamax/internal/mesh"
 	"github.com/ollamamax/ollamamax/internal/telemetry"
 )
 
@@ -29,6 +31,8 @@ import (
 type Config struct {
 	Node      Node             `yaml:"node"`
 	API       API              `yaml:"api"`
+	P2P       P2P              `yaml:"p2p"`
+	Cluster   Cluster          `yaml:"cluster"`
 	Engine    engine.Config    `yaml:"engine"`
 	Gateway   gateway.Config   `yaml:"gateway"`
 	Access    Access           `yaml:"access"`
@@ -53,6 +57,23 @@ type API struct {
 	MaxConnections int `yaml:"max_connections"`
 }
 
+// P2P is the listener for other nodes. Needs a restart.
+type P2P struct {
+	mesh.Config `yaml:",inline"`
+	// Bootstrap are multiaddrs with /p2p/ and an id of members to connect to, for a node whose
+	// remembered addresses may all have changed.
+	Bootstrap []string `yaml:"bootstrap"`
+}
+
+// Cluster says which cluster the node belongs to. Needs a restart.
+type Cluster struct {
+	// Join is a token of the cluster to join, for a node that has none yet.
+	Join string `yaml:"join"`
+	// Voters is how many nodes may vote at most; an even number counts as the odd one below.
+	// Default 5.
+	Voters int `yaml:"voters"`
+}
+
 // The values of access.mode.
 const (
 	AccessAuto = "auto"
@@ -70,12 +91,14 @@ type Access struct {
 func Default() Config {
 	c := Config{
 		API:       API{Listen: "127.0.0.1:11435", MaxConnections: 16384},
+		P2P:       P2P{Config: mesh.DefaultConfig()},
+		Cluster:   Cluster{Voters: 5},
 		Gateway:   gateway.Default(),
 		Access:    Access{Mode: AccessAuto},
 		Telemetry: telemetry.Default(),
 	}
 	if name, err := os.Hostname(); err == nil {
-		c.Node.Name = name
+		c.Node.Name = cluster.CleanName(name)
 	}
 	if home, err := os.UserHomeDir(); err == nil {
 		c.Node.DataDir = filepath.Join(home, ".ollamamax")
@@ -126,8 +149,8 @@ func expand(data []byte) ([]byte, error) {
 
 // Validate returns what is wrong with the configuration, for an operator.
 func (c Config) Validate() error {
-	if c.Node.Name == "" || len(c.Node.Name) > 63 || strings.ContainsFunc(c.Node.Name, func(r rune) bool { return r <= ' ' || r == '/' || r == ',' }) {
-		return fmt.Errorf("node.name is %q: give 1 to 63 characters without spaces, slashes and commas, with --name", c.Node.Name)
+	if clean := cluster.CleanName(c.Node.Name); c.Node.Name != clean {
+		return fmt.Errorf("node.name is %q: give 1 to %d letters, digits, dots, dashes and underscores, such as %s, with --name", c.Node.Name, cluster.MaxName, clean)
 	}
 	if c.Node.DataDir == "" {
 		return errors.New("node.data_dir is empty: name a folder with --data-dir")
@@ -148,7 +171,10 @@ func (c Config) Validate() error {
 	default:
 		return fmt.Errorf("access.mode is %q: use auto or open", c.Access.Mode)
 	}
-	return errors.Join(c.Engine.Validate(), c.Gateway.Validate())
+	if c.Cluster.Voters < 1 {
+		return fmt.Errorf("cluster.voters is %d: give at least 1", c.Cluster.Voters)
+	}
+	return errors.Join(c.P2P.Validate(), c.Engine.Validate(), c.Gateway.Validate())
 }
 
 // LoopbackOnly tells whether the API can be reached from this machine only.

@@ -7,6 +7,7 @@
 package control
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
 	"net/http"
@@ -28,6 +29,18 @@ type Deps struct {
 	Stopping func() bool
 	// Now tells the time.
 	Now func() time.Time
+	// State returns what is agreed.
+	State func() *cluster.State
+	// Apply has a command agreed, by whichever node leads.
+	Apply func(context.Context, cluster.Command) error
+	// Transfer hands the leadership to a voter.
+	Transfer func(context.Context, cluster.NodeID) error
+	// Join makes a node that is alone a member of the token's cluster; ErrNotAlone if it is not.
+	Join func(ctx context.Context, token string) error
+	// Leave ends this node's membership.
+	Leave func(context.Context) error
+	// Addrs are where a newcomer may find the cluster.
+	Addrs func() []string
 }
 
 // Control serves operators.
@@ -53,6 +66,7 @@ func (c *Control) Register(mux *http.ServeMux) {
 		reply(w, http.StatusOK, api.Models{Models: models(c.deps.View())})
 	})
 	mux.HandleFunc("GET /api/v1/models/{model}", c.model)
+	c.registerMembers(mux)
 	mux.HandleFunc("/api/v1/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, http.StatusNotFound, &api.Error{Code: api.CodeNotFound, Message: "no route " + r.Method + " " + r.URL.Path})
 	})
@@ -60,7 +74,9 @@ func (c *Control) Register(mux *http.ServeMux) {
 
 func (c *Control) status(w http.ResponseWriter, _ *http.Request) {
 	v := c.deps.View()
-	reply(w, http.StatusOK, api.Status{Nodes: v.Nodes})
+	reply(w, http.StatusOK, api.Status{
+		ClusterID: v.ClusterID, Leader: nameOf(v, v.Leader), Term: v.Term, Quorum: v.Quorum, Voters: v.Voters, Nodes: v.Nodes,
+	})
 }
 
 func (c *Control) node(w http.ResponseWriter, r *http.Request) {

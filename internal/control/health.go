@@ -30,8 +30,28 @@ func (c *Control) ready(w http.ResponseWriter, _ *http.Request) {
 func (c *Control) health(w http.ResponseWriter, _ *http.Request) {
 	v := c.deps.View()
 	h := api.Health{Status: api.Healthy, NodeID: v.Self, Timestamp: c.deps.Now().UTC(), Services: map[string]string{
-		"gateway": api.OK, "engine": api.OK, "scheduler": api.OK,
+		"gateway": api.OK, "engine": api.OK, "scheduler": api.OK, "consensus": api.OK, "p2p": api.OK,
 	}}
+	if !v.Quorum {
+		h.Services["consensus"] = api.Down
+		h.Status = api.Degraded
+	}
+	others, reached := 0, 0
+	for _, n := range v.Nodes {
+		if n.ID != v.Self {
+			others++
+			if n.Condition == cluster.Alive {
+				reached++
+			}
+		}
+	}
+	if reached < others {
+		h.Services["p2p"] = api.Degraded
+		if reached == 0 {
+			h.Services["p2p"] = api.Down
+		}
+		h.Status = api.Degraded
+	}
 	if self := v.SelfNode(); self == nil || self.Engine == nil || self.Engine.Condition != cluster.EngineReady {
 		h.Services["engine"] = api.Down
 		h.Status = api.Degraded

@@ -11,11 +11,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -95,6 +97,7 @@ type Engine struct {
 	status    atomic.Pointer[Status]
 	probing   chan struct{} // a lock that a context can give up on
 	last      inventory     // guarded by probing
+	busy      atomic.Int64
 }
 
 // ErrDown is returned for a request while there is no engine to send it to.
@@ -211,13 +214,39 @@ func (e *Engine) Refresh(ctx context.Context) {
 	}
 }
 
-// RoundTrip sends a request to the engine: with the engine's own Host and without an Origin, since
-// an Ollama on loopback answers 403 to others. The request's URL needs a path and a query only.
-// It returns ErrDown while there is no engine.
+// Busy is how many requests the engine is serving for this node.
+func (e *Engine) Busy() int { return int(e.busy.Load()) }
+
+// RoundTrip sends a client's request to the engine and counts it as busy until the answer's body is
+// closed. The request's URL needs a path and a query only. While there is no engine it fails as a
+// dial does, with ErrDown: nothing was sent.
 func (e *Engine) RoundTrip(r *http.Request) (*http.Response, error) {
+	e.busy.Add(1)
+	resp, err := e.send(r)
+	if err != nil {
+		e.busy.Add(-1)
+		return nil, err
+	}
+	resp.Body = &countedBody{ReadCloser: resp.Body, done: sync.OnceFunc(func() { e.busy.Add(-1) })}
+	return resp, nil
+}
+
+type countedBody struct {
+	io.ReadCloser
+	done func()
+}
+
+func (b *countedBody) Close() error {
+	b.done()
+	return b.ReadCloser.Close()
+}
+
+// send sends a request with the engine's own Host and without an Origin, since an Ollama on
+// loopback answers 403 to others.
+func (e *Engine) send(r *http.Request) (*http.Response, error) {
 	base := e.base.Load()
 	if base == nil {
-		return nil, ErrDown
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: ErrDown}
 	}
 	r.URL.Scheme, r.URL.Host, r.Host = base.Scheme, base.Host, base.Host
 	r.URL.Path = base.Path + r.URL.Path

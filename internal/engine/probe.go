@@ -55,15 +55,14 @@ func (e *Engine) probe(ctx context.Context) (*Status, error) {
 	}
 	for _, m := range gjson.GetBytes(now.tags, "models").Array() {
 		next.Models = append(next.Models, cluster.Model{
-			Name: m.Get("name").String(), Digest: digest(m), Size: m.Get("size").Int(),
+			Name: m.Get("name").String(), Digest: digest(m), Size: m.Get("size").Int(), ModifiedAt: moment(m, "modified_at"),
 			Tags: json.RawMessage(m.Raw), V1: v1[m.Get("name").String()],
 		})
 	}
 	for _, m := range gjson.GetBytes(now.ps, "models").Array() {
-		expires, _ := time.Parse(time.RFC3339Nano, m.Get("expires_at").String()) // the zero time says unknown
 		next.Loaded = append(next.Loaded, cluster.Loaded{
 			Name: m.Get("name").String(), Digest: digest(m), ContextLength: int(m.Get("context_length").Int()),
-			VRAM: m.Get("size_vram").Int(), ExpiresAt: expires.UTC(), PS: json.RawMessage(m.Raw),
+			VRAM: m.Get("size_vram").Int(), ExpiresAt: moment(m, "expires_at"), PS: json.RawMessage(m.Raw),
 		})
 	}
 	// /api/ps has no order of its own.
@@ -74,13 +73,22 @@ func (e *Engine) probe(ctx context.Context) (*Status, error) {
 
 func digest(m gjson.Result) string { return strings.TrimPrefix(m.Get("digest").String(), "sha256:") }
 
+// moment reads a time; the zero time when there is none.
+func moment(m gjson.Result, field string) time.Time {
+	at, err := time.Parse(time.RFC3339Nano, m.Get(field).String())
+	if err != nil {
+		return time.Time{}
+	}
+	return at.UTC()
+}
+
 // get returns the body of a route that answers 200 with a JSON object.
 func (e *Engine) get(ctx context.Context, path string) ([]byte, error) {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://engine"+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := e.RoundTrip(r)
+	resp, err := e.send(r)
 	if err != nil {
 		if errors.Is(err, context.DeadlineExceeded) {
 			return nil, fmt.Errorf("ask engine for %s: no answer in %v", path, probeTimeout)

@@ -18,83 +18,156 @@ import (
 )
 
 // attempts sends the request to one node after the other, each at most once, until one answers.
+// When nobody else is left, the last answer stands, whatever it is.
 func (g *Gateway) attempts(x *exchange, req *request) {
 	ctx := x.r.Context()
 	x.model = req.Model
+	g.budget.earn()
 	var tried []cluster.NodeID
-	var last error
+	retried := false // after an answer of 5xx: once, so that an overload does not feed itself
+	node, release := g.deps.Pick(req.Request, tried)
+	if node == nil {
+		g.fail(x, noEngine)
+		return
+	}
 	for {
-		node, release := g.deps.Pick(req.Request, tried)
-		if node == nil {
-			g.fail(x, noneLeft(last, len(tried)))
-			return
-		}
 		tried = append(tried, node.ID)
 		x.attempts++
-		err := g.attempt(ctx, x, req, node)
-		release()
-		if err == nil {
-			g.metrics.attempts.WithLabelValues("answered").Inc()
-			return
-		}
+		a, err := g.attempt(ctx, x, req, node)
 		if ctx.Err() != nil {
+			release()
 			g.metrics.attempts.WithLabelValues("abandoned").Inc()
 			g.fail(x, ctx.Err())
 			return
 		}
-		g.metrics.attempts.WithLabelValues("failed").Inc()
-		last = fmt.Errorf("node %s: %w", node.Name, err)
-		if !mayTryNext(req, err) {
-			g.fail(x, &refusal{status: http.StatusBadGateway, message: last.Error()})
+		var next *cluster.Node
+		var releaseNext func()
+		if again, why := g.mayTryNext(req, a, err, &retried); again {
+			if next, releaseNext = g.deps.Pick(req.Request, tried); next != nil || err == nil && a.refused() != "" {
+				err = why
+			}
+		}
+		if next == nil && err == nil {
+			g.metrics.attempts.WithLabelValues("answered").Inc()
+			defer release()
+			g.deliver(x, req, a)
 			return
 		}
+		a.close()
+		release()
+		g.metrics.attempts.WithLabelValues("failed").Inc()
+		if next == nil {
+			g.fail(x, noneLeft(err, node, len(tried)))
+			return
+		}
+		g.deps.Log.Info("trying the next node", "id", x.id, "failed", node.Name, "why", err, "next", next.Name)
+		node, release = next, releaseNext
 	}
 }
 
-// mayTryNext tells whether a failed request may be sent to another node: one that was never sent
-// always, one that changes an engine or whose body streamed past us never else.
-func mayTryNext(req *request, err error) bool {
-	var op *net.OpError
-	neverSent := errors.As(err, &op) && op.Op == "dial"
-	return neverSent || !req.route.changes && !req.upload
-}
-
-func noneLeft(last error, tried int) error {
-	if last == nil {
-		return &refusal{status: http.StatusServiceUnavailable, message: "no node can serve this: no engine is running; see `ollamamax status`"}
-	}
-	return &refusal{status: http.StatusServiceUnavailable, message: fmt.Sprintf("all %d nodes that could serve this failed; the last: %v", tried, last)}
-}
-
-// attempt has one node serve the request and copies its answer to the client. An error means that
-// no byte has reached the client. An answer that breaks off later aborts the client's connection,
-// so that it cannot be taken for whole.
-func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, node *cluster.Node) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // stops the engine's work when the client left
-	resp, err := g.deps.Engine.RoundTrip(g.outgoing(ctx, x, req))
+// mayTryNext tells whether another node may be asked, and why this one did not do: one that did
+// nothing always; one that may have done something only for what changes nothing.
+func (g *Gateway) mayTryNext(req *request, a *answer, err error, retried *bool) (bool, error) {
+	repeatable := !req.route.changes && !req.upload
 	if err != nil {
-		return err
+		return repeatable || neverSent(err), err
 	}
-	defer resp.Body.Close()
+	status := a.resp.StatusCode
+	switch {
+	case a.refused() != "":
+		return true, errors.New(a.refused())
+	case status == http.StatusNotFound && repeatable && req.Model != "":
+		_, held := a.node.Model(cluster.CanonicalModel(req.Model))
+		return held, errors.New("does not hold the model any more")
+	case status >= 500 && status != http.StatusNotImplemented && repeatable && !*retried && g.budget.spend():
+		*retried = true
+		return true, fmt.Errorf("answered %d", status)
+	}
+	return false, nil
+}
 
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	first, err := firstPiece(resp.Body, *buf, req.stream)
-	if err != nil && err != io.EOF {
-		return fmt.Errorf("read answer: %w", err)
+// neverSent tells whether a request failed before anything of it was sent.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+var noEngine = &refusal{status: http.StatusServiceUnavailable,
+	message: "no node can serve this: no engine that could is running; see `ollamamax status`"}
+
+func noneLeft(err error, node *cluster.Node, tried int) error {
+	if tried == 1 {
+		return &refusal{status: http.StatusBadGateway, message: fmt.Sprintf("node %s failed, and no other can serve this: %v", node.Name, err)}
 	}
-	x.node = node.Name
-	if err == io.EOF {
-		g.refresh(ctx, req, node)
+	return &refusal{status: http.StatusBadGateway, message: fmt.Sprintf("all %d nodes that can serve this failed; the last, %s: %v", tried, node.Name, err)}
+}
+
+// answer is what one node answers, read as far as its first piece.
+type answer struct {
+	node   *cluster.Node
+	resp   *http.Response
+	buf    *[]byte
+	n      int   // bytes of buf
+	err    error // io.EOF: the n bytes are all
+	cancel context.CancelFunc
+}
+
+func (a *answer) close() {
+	if a == nil {
+		return
+	}
+	a.cancel() // stops the engine's work
+	_ = a.resp.Body.Close()
+	buffers.Put(a.buf)
+}
+
+// refused is why a peer did nothing, "" if it did.
+func (a *answer) refused() string { return a.resp.Header.Get(refusedHeader) }
+
+// refusedHeader is how a node tells the gateway that asked it that it did nothing.
+const refusedHeader = "X-Ollamamax-Refused"
+
+// attempt has one node serve the request and reads the first piece of its answer. An error means
+// that there is no answer.
+func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, node *cluster.Node) (*answer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	resp, err := g.send(node, g.outgoing(ctx, x, req))
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	a := &answer{node: node, resp: resp, buf: buffers.Get().(*[]byte), cancel: cancel}
+	a.n, a.err = firstPiece(resp.Body, *a.buf, req.stream)
+	if a.err != nil && a.err != io.EOF {
+		a.close()
+		return nil, fmt.Errorf("read answer: %w", a.err)
+	}
+	return a, nil
+}
+
+// send carries a request to the own engine, or through the mesh to a peer.
+func (g *Gateway) send(node *cluster.Node, r *http.Request) (*http.Response, error) {
+	if node.ID == g.deps.View().Self {
+		return g.deps.Engine.RoundTrip(r)
+	}
+	r.URL.Host = string(node.ID)
+	return g.deps.Peers.RoundTrip(r)
+}
+
+// deliver passes an answer on to the client. One that breaks off later aborts the client's
+// connection, so that it cannot be taken for whole.
+func (g *Gateway) deliver(x *exchange, req *request, a *answer) {
+	defer a.close()
+	x.node = a.node.Name
+	if a.err == io.EOF {
+		g.refresh(x.r.Context(), req, a.node)
 	}
 	header := x.w.Header()
-	copyHeader(header, resp.Header)
-	header.Set("X-Ollamamax-Node", node.Name)
+	copyHeader(header, a.resp.Header)
+	header.Set("X-Ollamamax-Node", a.node.Name)
 	header.Set("X-Request-Id", x.id)
-	x.start(resp.StatusCode)
-	g.copy(x, req, resp, node, *buf, first, err)
-	return nil
+	x.start(a.resp.StatusCode)
+	g.copy(x, req, a)
 }
 
 // start sends the status; from here on no other node may answer.
@@ -103,10 +176,11 @@ func (x *exchange) start(status int) {
 	x.w.WriteHeader(status)
 }
 
-// copy passes the answer on as it comes. The first n bytes of buf, and perhaps the end, are read already.
-func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, node *cluster.Node, buf []byte, n int, err error) {
+// copy passes the answer on as it comes.
+func (g *Gateway) copy(x *exchange, req *request, a *answer) {
 	control := http.NewResponseController(x.w)
-	flush := resp.ContentLength < 0
+	flush := a.resp.ContentLength < 0
+	buf, n, err := *a.buf, a.n, a.err
 	var armed time.Time
 	for {
 		if n > 0 {
@@ -119,24 +193,20 @@ func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, node *clu
 			if werr != nil {
 				return // the client is gone: nobody's fault
 			}
-			if flush && err == nil {
-				if control.Flush() != nil {
-					return
-				}
+			if flush && err == nil && control.Flush() != nil {
+				return
 			}
 		}
 		if err == io.EOF {
-			break
+			return
 		}
 		if err != nil {
-			if x.r.Context().Err() == nil {
-				x.cut = true
-			}
+			x.cut = x.r.Context().Err() == nil
 			panic(http.ErrAbortHandler)
 		}
-		n, err = resp.Body.Read(buf)
+		n, err = a.resp.Body.Read(buf)
 		if err == io.EOF {
-			g.refresh(x.r.Context(), req, node)
+			g.refresh(x.r.Context(), req, a.node)
 		}
 	}
 }
@@ -146,7 +216,7 @@ func (g *Gateway) copy(x *exchange, req *request, resp *http.Response, node *clu
 func (g *Gateway) refresh(ctx context.Context, req *request, node *cluster.Node) {
 	_, loaded := node.LoadedModel(cluster.CanonicalModel(req.Model))
 	if req.route.changes || req.unload || req.route.infers && !loaded {
-		g.deps.Refresh(ctx)
+		g.deps.Refresh(ctx, node)
 	}
 }
 
@@ -239,7 +309,9 @@ func (g *Gateway) fail(x *exchange, err error) {
 
 // answer sends a whole body of our own.
 func (x *exchange) answer(status int, contentType string, body []byte) {
-	x.w.Header().Set("Content-Type", contentType)
+	if contentType != "" {
+		x.w.Header().Set("Content-Type", contentType)
+	}
 	x.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	x.start(status)
 	n, _ := x.w.Write(body) // a client that is gone has no use for it

@@ -80,8 +80,12 @@ type Deps struct {
 	Pick func(r cluster.Request, tried []cluster.NodeID) (*cluster.Node, func())
 	// Engine carries requests to the engine on this machine.
 	Engine http.RoundTripper
-	// Refresh reads anew what the own engine holds and returns when the View says so.
-	Refresh func(context.Context)
+	// Peers carries requests to the Local handlers of other nodes: the URL's host is the node's id.
+	Peers http.RoundTripper
+	// Refresh reads anew what a node's engine holds and returns when the View says so.
+	Refresh func(context.Context, *cluster.Node)
+	// Stopping tells whether the node serves nothing new because it is about to end.
+	Stopping func() bool
 }
 
 // Gateway serves clients.
@@ -89,6 +93,7 @@ type Gateway struct {
 	cfg     Config
 	deps    Deps
 	metrics *metrics
+	budget  *budget
 }
 
 // New returns a gateway.
@@ -96,7 +101,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gateway{cfg: cfg, deps: deps, metrics: newMetrics(deps.Registry)}, nil
+	return &Gateway{cfg: cfg, deps: deps, metrics: newMetrics(deps.Registry), budget: newBudget()}, nil
 }
 
 // Register adds the clients' routes to a mux.

@@ -15,6 +15,7 @@ type metrics struct {
 	first    *prometheus.HistogramVec
 	attempts *prometheus.CounterVec
 	cut      prometheus.Counter
+	peers    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -32,8 +33,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "ollamamax_attempts_total", Help: "Attempts to have a request served, by result."}, []string{"result"}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ollamamax_answers_cut_total", Help: "Answers that broke off after their first byte."}),
+		peers: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ollamamax_peer_requests_total", Help: "Requests that this node's engine served for other nodes' gateways."}),
 	}
-	r.MustRegister(m.inFlight, m.requests, m.duration, m.first, m.attempts, m.cut)
+	r.MustRegister(m.inFlight, m.requests, m.duration, m.first, m.attempts, m.cut, m.peers)
 	return m
 }
 

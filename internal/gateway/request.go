@@ -43,6 +43,7 @@ type request struct {
 	body   []byte
 	stream bool // the client wants the answer piece by piece
 	unload bool // the client asks the engine to let go of the model after this
+	prompt bool // there is something to answer
 	upload bool // the body is not here but streams on from the client
 
 	notObject             bool // JSON, but not an object: the engine says what it thinks of it
@@ -169,8 +170,11 @@ func (req *request) peek(text []byte) error {
 			req.unload = value.Raw == "0" || value.Str == "0" || err == nil && d == 0
 		case "options":
 			req.NumCtx = int(value.Get("num_ctx").Int())
+		case "prompt":
+			req.prompt = req.prompt || value.String() != ""
 		case "messages":
 			req.hasMessages = value.IsArray() && value.Get("#").Int() > 0
+			req.prompt = req.prompt || req.hasMessages
 		case "input":
 			req.hasInput = value.Type != gjson.Null && !(value.IsArray() && value.Get("#").Int() == 0)
 		}

@@ -57,8 +57,8 @@ func routes() []*route {
 		{path: "/api/create", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true},
 		{path: "/api/blobs/{digest}", methods: []string{http.MethodPost, http.MethodHead}, serve: (*Gateway).blob},
 		{path: "/api/push", methods: post, serve: (*Gateway).forward, streams: true, changes: true, missing: modelRequired},
-		{path: "/api/copy", methods: post, serve: (*Gateway).forward, changes: true, missing: emptySourceInvalid},
-		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forward, changes: true, missing: modelRequired},
+		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, changes: true, missing: emptySourceInvalid},
+		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardHolders, changes: true, missing: modelRequired},
 
 		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},
 		{path: "/api/me", methods: post, serve: (*Gateway).forwardOwn},
@@ -100,10 +100,26 @@ func missingInEmbeddings(req *request) error {
 
 func missingInMessages(*request) error { return badRequest("model is required") }
 
-// forward serves a request whose body names a model: on a node that has it.
+// forward serves a request whose body names a model: on a node that has it. A request to unload it
+// goes to every node that has it loaded.
 func (g *Gateway) forward(x *exchange) {
+	req := g.read(x)
+	if req == nil {
+		return
+	}
+	if req.route.infers && req.unload && !req.prompt && !req.hasInput {
+		canonical := cluster.CanonicalModel(req.Model)
+		g.everywhere(x, req, func(n *cluster.Node) bool { _, loaded := n.LoadedModel(canonical); return loaded && n.Serves() })
+		return
+	}
+	g.attempts(x, req)
+}
+
+// forwardHolders serves a request that concerns every replica of a model.
+func (g *Gateway) forwardHolders(x *exchange) {
 	if req := g.read(x); req != nil {
-		g.attempts(x, req)
+		canonical := cluster.CanonicalModel(req.Model)
+		g.everywhere(x, req, func(n *cluster.Node) bool { _, holds := n.Model(canonical); return holds })
 	}
 }
 
@@ -124,7 +140,36 @@ func (g *Gateway) forwardModel(x *exchange) {
 	})
 }
 
-// blob passes a blob to the engine as it comes: blobs have no size limit.
+// blob passes a blob to the engine as it comes: blobs have no size limit. One that the engine has
+// is not sent again: an Ollama answers then without reading it, which breaks the connection under
+// a proxy that is still sending.
 func (g *Gateway) blob(x *exchange) {
-	g.attempts(x, &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route, upload: x.r.Method == http.MethodPost})
+	req := &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route}
+	if x.r.Method == http.MethodPost {
+		if g.hasBlob(x, req) {
+			x.answer(http.StatusOK, "", nil)
+			return
+		}
+		req.upload = true
+	}
+	g.attempts(x, req)
+}
+
+func (g *Gateway) hasBlob(x *exchange, req *request) bool {
+	node, release := g.deps.Pick(req.Request, nil)
+	if node == nil {
+		return false
+	}
+	defer release()
+	head := g.outgoing(x.r.Context(), x, req)
+	head.Method = http.MethodHead
+	for _, key := range []string{"Content-Length", "Content-Type", "Expect"} {
+		head.Header.Del(key)
+	}
+	resp, err := g.send(node, head)
+	if err != nil {
+		return false // the attempt that follows will say why
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
 }

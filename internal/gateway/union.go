@@ -8,9 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
-
-	"github.com/tidwall/gjson"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 )
@@ -43,7 +40,7 @@ func (g *Gateway) version(x *exchange) {
 		}
 	}
 	if version == "" {
-		g.fail(x, noneLeft(nil, 0))
+		g.fail(x, noEngine)
 		return
 	}
 	body, err := json.Marshal(map[string]string{"version": version})
@@ -83,25 +80,22 @@ func compareVersions(a, b string) int {
 // tags lists the cluster's models as an Ollama lists its own: newest first, each name once.
 func (g *Gateway) tags(x *exchange) {
 	var records []json.RawMessage
-	for _, m := range replicas(g.deps.View()) {
+	for _, m := range g.deps.View().Models() {
 		if m.Tags != nil {
 			records = append(records, m.Tags)
 		}
 	}
-	slices.SortStableFunc(records, func(a, b json.RawMessage) int { return modified(b).Compare(modified(a)) })
 	x.answer(http.StatusOK, jsonType, list(`{"models":[`, records, `]}`))
 }
 
 // v1Models lists the cluster's models in OpenAI's form, those of every kind of engine.
 func (g *Gateway) v1Models(x *exchange) {
 	var records []json.RawMessage
-	for _, m := range replicas(g.deps.View()) {
+	for _, m := range g.deps.View().Models() {
 		if m.V1 != nil {
 			records = append(records, m.V1)
 		}
 	}
-	created := func(m json.RawMessage) int64 { return gjson.GetBytes(m, "created").Int() }
-	slices.SortStableFunc(records, func(a, b json.RawMessage) int { return cmp.Compare(created(b), created(a)) })
 	x.answer(http.StatusOK, "application/json", list(`{"object":"list","data":[`, records, "]}\n"))
 }
 
@@ -121,46 +115,6 @@ func (g *Gateway) ps(x *exchange) {
 	x.answer(http.StatusOK, jsonType, list(`{"models":[`, records, `]}`))
 }
 
-// replicas returns one replica for each name: with the digest that the asked node holds, else the
-// most frequent one, else the newest.
-func replicas(v *cluster.View) []cluster.Model {
-	type held struct {
-		own   bool
-		model cluster.Model
-		count int
-	}
-	var names []string
-	byName := map[string][]*held{}
-	for _, n := range ownFirst(v) {
-		for _, m := range n.Models {
-			name := cluster.CanonicalModel(m.Name)
-			same := slices.IndexFunc(byName[name], func(h *held) bool { return h.model.Digest == m.Digest })
-			if same >= 0 {
-				byName[name][same].count++
-				continue
-			}
-			if byName[name] == nil {
-				names = append(names, name)
-			}
-			byName[name] = append(byName[name], &held{own: n.ID == v.Self, model: m, count: 1})
-		}
-	}
-	chosen := make([]cluster.Model, 0, len(names))
-	for _, name := range names {
-		best := slices.MaxFunc(byName[name], func(a, b *held) int {
-			if a.own != b.own {
-				if a.own {
-					return 1
-				}
-				return -1
-			}
-			return cmp.Or(cmp.Compare(a.count, b.count), modified(a.model.Tags).Compare(modified(b.model.Tags)))
-		})
-		chosen = append(chosen, best.model)
-	}
-	return chosen
-}
-
 // ownFirst returns the nodes that are not dead, the asked one first.
 func ownFirst(v *cluster.View) []*cluster.Node {
 	nodes := make([]*cluster.Node, 0, len(v.Nodes))
@@ -169,25 +123,8 @@ func ownFirst(v *cluster.View) []*cluster.Node {
 			nodes = append(nodes, n)
 		}
 	}
-	slices.SortStableFunc(nodes, func(a, b *cluster.Node) int {
-		switch v.Self {
-		case a.ID:
-			return -1
-		case b.ID:
-			return 1
-		}
-		return 0
-	})
+	slices.SortStableFunc(nodes, func(a, b *cluster.Node) int { return ownRank(v, a) - ownRank(v, b) })
 	return nodes
-}
-
-// modified is when a model of /api/tags was last changed; the zero time when it does not say.
-func modified(record json.RawMessage) time.Time {
-	at, err := time.Parse(time.RFC3339Nano, gjson.GetBytes(record, "modified_at").String())
-	if err != nil {
-		return time.Time{}
-	}
-	return at
 }
 
 func list(head string, records []json.RawMessage, tail string) []byte {

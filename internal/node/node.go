@@ -12,25 +12,31 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ollamamax/ollamamax/internal/access"
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/config"
+	"github.com/ollamamax/ollamamax/internal/consensus"
 	"github.com/ollamamax/ollamamax/internal/control"
 	"github.com/ollamamax/ollamamax/internal/engine"
+	"github.com/ollamamax/ollamamax/internal/fault/health"
 	"github.com/ollamamax/ollamamax/internal/gateway"
+	"github.com/ollamamax/ollamamax/internal/mesh"
 	"github.com/ollamamax/ollamamax/internal/schedule"
 	"github.com/ollamamax/ollamamax/internal/telemetry"
 )
@@ -38,148 +44,342 @@ import (
 // StopGrace is how long running answers may take to end once the node is told to stop.
 const StopGrace = 30 * time.Second
 
+// handOverGrace is how long the leadership may take to be handed over after that.
+const handOverGrace = 5 * time.Second
+
 // Node is one OllamaMax node.
 type Node struct {
-	cfg      config.Config
-	version  string
-	log      *slog.Logger
-	listener net.Listener
-	server   *http.Server
-	engine   *engine.Engine
+	cfg     config.Config
+	version string
+	log     *slog.Logger
+	id      cluster.NodeID
+	boot    uint64
 
-	view     atomic.Pointer[cluster.View]
-	building sync.Mutex    // one View is built at a time, so that none replaces a newer one
-	changed  chan struct{} // told that the View is old
-	stopping atomic.Bool
+	listener net.Listener // of the API
+	server   *http.Server
+	join     net.Listener // of newcomers
+	peering  net.Listener // of other nodes' HTTP
+	inner    *http.Server
+	toPeers  *http.Transport
+
+	engine     *engine.Engine
+	host       *mesh.Host
+	heartbeats *mesh.Heartbeats
+	consensus  atomic.Pointer[consensus.Consensus] // nil: no part in any agreement
+	kept       *kept
+	moves      chan move
+
+	view      atomic.Pointer[cluster.View]
+	changed   chan struct{} // told that the View is old
+	stopping  atomic.Bool
+	announced atomic.Bool // the own addresses are agreed, or being told
+
+	mu           sync.Mutex // guards what the View is built of
+	peers        map[cluster.NodeID]*peer
+	health       *health.Detector
+	entry        []byte // what this node tells of itself
+	entryVersion uint64
+	conditions   map[cluster.NodeID]cluster.Condition // as logged; of keepView alone
+
+	handlers sync.WaitGroup // short work that must end before Run returns
 }
 
-// Open takes the node's data directory and its port. On error nothing stays taken.
-func Open(cfg config.Config, version string, log *slog.Logger) (_ *Node, err error) {
+// Open takes the node's data directory and its ports, and finds its cluster: it comes back to the
+// one it knows, joins with a token, or founds one. On error nothing stays taken.
+func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logger) (_ *Node, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	if err := writable(cfg.Node.DataDir); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, version: version, log: log.With("node", cfg.Node.Name), changed: make(chan struct{}, 1)}
+	n := &Node{
+		cfg: cfg, version: version, log: log.With("node", cfg.Node.Name),
+		changed: make(chan struct{}, 1), moves: make(chan move),
+		peers: map[cluster.NodeID]*peer{}, health: health.New(), conditions: map[cluster.NodeID]cluster.Condition{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	if n.kept, err = openKept(cfg.Node.DataDir); err != nil {
+		return nil, err
+	}
+	if n.boot, err = nextBoot(cfg.Node.DataDir, time.Now()); err != nil {
+		return nil, err
+	}
 	n.engine, err = engine.New(cfg.Engine, engine.Deps{
 		Log: n.log, DataDir: cfg.Node.DataDir, Environ: os.Environ(), Changed: n.touch,
 	})
 	if err != nil {
 		return nil, err
 	}
+	if err := n.openMesh(); err != nil {
+		return nil, err
+	}
+	if err := n.openAPI(); err != nil {
+		return nil, err
+	}
+	n.rebuild() // the agreement asks the View who is well
+	if n.heartbeats, err = mesh.NewHeartbeats(mesh.HeartbeatConfig{Boot: n.boot}, n.host, n.heartbeatDeps()); err != nil {
+		return nil, err
+	}
+	if err := n.enter(ctx); err != nil {
+		return nil, err
+	}
 	n.rebuild()
+	return n, nil
+}
 
-	registry := telemetry.NewRegistry(version)
+// openMesh takes the peers' ports.
+func (n *Node) openMesh() error {
+	key, err := mesh.LoadIdentity(filepath.Join(n.cfg.Node.DataDir, "identity.key"))
+	if err != nil {
+		return err
+	}
+	if n.id, err = mesh.NodeID(key); err != nil {
+		return err
+	}
+	n.host, err = mesh.Open(n.cfg.P2P.Config, key, n.log, mesh.Deps{
+		Certificate: n.certificate, Admit: n.admit,
+		Found: func(id cluster.NodeID, addrs []string) {
+			if _, member := n.state().Members[id]; member { // anybody may claim anything there
+				n.host.AddAddrs(id, addrs)
+				n.host.ClearBackoff(id)
+				n.heartbeats.Notify()
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	for id, addrs := range n.kept.read().Addrs {
+		n.host.AddAddrs(id, addrs)
+	}
+	if n.join, err = n.host.ListenOpen(joinProtocol); err != nil {
+		return err
+	}
+	n.peering, err = n.host.Listen(httpProtocol)
+	return err
+}
+
+// openAPI takes the clients' and operators' port and joins the rooms that serve there.
+func (n *Node) openAPI() error {
+	listener, err := net.Listen("tcp", n.cfg.API.Listen)
+	if err != nil {
+		return listenError(n.cfg.API.Listen, err)
+	}
+	n.listener = netutil.LimitListener(listener, n.cfg.API.MaxConnections)
+	if err := n.notOurselves(); err != nil {
+		return err
+	}
+	n.toPeers = n.peerTransport()
+	registry := telemetry.NewRegistry(n.version)
+	n.registerMetrics(registry)
 	scheduler := schedule.New()
-	front, err := gateway.New(cfg.Gateway, gateway.Deps{
-		Log: n.log, Registry: registry, View: n.View, Engine: n.engine,
+	front, err := gateway.New(n.cfg.Gateway, gateway.Deps{
+		Log: n.log, Registry: registry, View: n.View, Engine: n.engine, Peers: n.toPeers,
 		Pick: func(r cluster.Request, tried []cluster.NodeID) (*cluster.Node, func()) {
 			return scheduler.Pick(n.View(), r, tried)
 		},
-		Refresh: func(ctx context.Context) { n.engine.Refresh(ctx); n.rebuild() },
+		Refresh: n.refreshNode, Stopping: n.stopping.Load,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	operators := control.New(control.Deps{
-		Log: n.log, Gatherer: registry, View: n.View, Stopping: n.stopping.Load, Now: time.Now,
+		Log: n.log, Gatherer: registry, View: n.View, State: n.state, Stopping: n.stopping.Load, Now: time.Now,
+		Apply: n.apply, Transfer: n.transfer, Join: n.joinOther, Leave: n.leave, Addrs: n.tokenAddrs,
 	})
 	mux := http.NewServeMux()
 	front.Register(mux)
 	operators.Register(mux)
 	n.server = &http.Server{
-		Handler:           access.Door(cfg.API.CORS, cfg.LoopbackOnly(), mux),
-		ReadHeaderTimeout: cfg.Gateway.Timeouts.Header,
-		IdleTimeout:       cfg.Gateway.Timeouts.Idle,
+		Handler:           access.Door(n.cfg.API.CORS, n.cfg.LoopbackOnly(), mux),
+		ReadHeaderTimeout: n.cfg.Gateway.Timeouts.Header,
+		IdleTimeout:       n.cfg.Gateway.Timeouts.Idle,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
+		ErrorLog:          n.quietLog(),
 	}
+	inner := http.NewServeMux()
+	front.RegisterLocal(inner)
+	n.inner = n.peerServer(inner)
+	return nil
+}
 
-	listener, err := net.Listen("tcp", cfg.API.Listen)
-	if err != nil {
-		return nil, listenError(cfg.API.Listen, err)
+// registerMetrics tells of the cluster as this node sees it.
+func (n *Node) registerMetrics(r prometheus.Registerer) {
+	for _, condition := range []cluster.Condition{cluster.Alive, cluster.Suspect, cluster.Dead} {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ollamamax_nodes", Help: "Members of the cluster, by condition.", ConstLabels: prometheus.Labels{"condition": string(condition)},
+		}, func() (count float64) {
+			for _, node := range n.View().Nodes {
+				if node.Condition == condition {
+					count++
+				}
+			}
+			return count
+		}))
 	}
-	n.listener = netutil.LimitListener(listener, cfg.API.MaxConnections)
-	if err := n.notOurselves(); err != nil {
-		return nil, errors.Join(err, listener.Close())
+	gauge := func(name, help string, value func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
-	return n, nil
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge("ollamamax_quorum", "1 when what is proposed would be agreed, as far as this node knows.", func() float64 { return truth(n.View().Quorum) })
+	gauge("ollamamax_leader", "1 when this node leads.", func() float64 { return truth(n.View().Leader == n.id) })
+	gauge("ollamamax_term", "The number of the election that chose the leader.", func() float64 { return float64(n.View().Term) })
+	gauge("ollamamax_engine_ready", "1 when the engine beside this node answers.", func() float64 {
+		return truth(n.engine.Status().Engine.Condition == cluster.EngineReady)
+	})
+	gauge("ollamamax_engine_busy", "Requests that the engine beside this node is serving.", func() float64 { return float64(n.engine.Busy()) })
+	gauge("ollamamax_mesh_streams", "Streams open with other nodes.", func() (count float64) {
+		for _, streams := range n.host.Stats().Streams {
+			count += float64(streams)
+		}
+		return count
+	})
 }
 
 // Addr is the address that clients reach the node at.
-func (n *Node) Addr() string { return n.listener.Addr().String() }
+func (n *Node) Addr() string {
+	if n.listener == nil {
+		return n.cfg.API.Listen
+	}
+	return n.listener.Addr().String()
+}
 
 // View returns the present picture of the cluster.
 func (n *Node) View() *cluster.View { return n.view.Load() }
 
-// Run serves until ctx ends, then stops in this order: readiness falls, so that nothing new is sent
-// here; running answers end, StopGrace at most; and only then the engine, which they need.
+// Run serves until ctx ends, then stops in this order. First the peers hear that this node is about
+// to go, and readiness falls, so that nothing new is sent here. Then running answers end, clients'
+// and peers', StopGrace at most. Then the leadership is handed over, which needs the peers; then
+// the node falls silent; and last the engine stops, which the answers needed.
 func (n *Node) Run(ctx context.Context) error {
-	engineCtx, stopEngine := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopEngine()
+	base, stopBase := context.WithCancel(context.WithoutCancel(ctx)) // what must outlive the answers
+	defer stopBase()
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.engine.Run(engineCtx) })
-	group.Go(func() error { n.keepView(engineCtx); return nil })
-	group.Go(func() error {
-		if err := n.server.Serve(n.listener); !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("serve %s: %w", n.Addr(), err)
+	serve := func(s *http.Server, l net.Listener) func() error {
+		return func() error {
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			return nil
 		}
-		return nil
-	})
-	n.log.Info("serving", "api", "http://"+n.Addr(), "engine", n.engine.Where(), "data_dir", n.cfg.Node.DataDir, "version", n.version)
+	}
+	engineCtx, stopEngine := context.WithCancel(base)
+	defer stopEngine()
+	group.Go(func() error { return n.engine.Run(engineCtx) })
+	group.Go(func() error { n.keepView(base); return nil })
+	group.Go(func() error { return n.host.Run(base) })
+	group.Go(func() error { return n.heartbeats.Run(base) })
+	group.Go(func() error { return n.takePart(base) })
+	group.Go(func() error { return n.serveJoin(base, n.join) })
+	group.Go(func() error { n.bootstrap(base); return nil })
+	group.Go(serve(n.inner, n.peering))
+	group.Go(serve(n.server, n.listener))
+	n.log.Info("serving", "api", "http://"+n.Addr(), "engine", n.engine.Where(), "data_dir", n.cfg.Node.DataDir,
+		"id", n.id, "version", n.version)
 
 	<-groupCtx.Done()
 	n.stopping.Store(true)
+	n.heartbeats.Notify()
 	n.log.Info("stopping", "grace", StopGrace)
 	graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), StopGrace)
-	defer cancel()
-	if err := n.server.Shutdown(graceCtx); err != nil {
-		n.log.Warn("answers were still running at the end of the grace; they are cut", "grace", StopGrace)
-		_ = n.server.Close() // its only error is that of closing sockets that are gone
+	var ending sync.WaitGroup
+	for _, s := range []*http.Server{n.server, n.inner} {
+		ending.Go(func() {
+			if err := s.Shutdown(graceCtx); err != nil && graceCtx.Err() != nil {
+				n.log.Warn("answers were still running at the end of the grace; they are cut", "grace", StopGrace)
+				_ = s.Close() // its only error is that of closing sockets that are gone
+			}
+		})
 	}
-	stopEngine()
-	return group.Wait()
+	ending.Wait()
+	cancel()
+	if c := n.consensus.Load(); c != nil && n.kept.read().Removed == "" {
+		handOver, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverGrace)
+		if err := c.HandOver(handOver); err != nil {
+			n.log.Warn("cannot hand over; the others may be unable to agree until this node is back", "err", err)
+		}
+		cancel()
+	}
+	stopBase()
+	err := group.Wait()
+	n.handlers.Wait()
+	return errors.Join(err, n.close())
 }
 
-// touch asks for a new View; it never blocks.
-func (n *Node) touch() {
-	select {
-	case n.changed <- struct{}{}:
-	default:
+// close releases what Open took.
+func (n *Node) close() error {
+	var errs []error
+	if c := n.consensus.Swap(nil); c != nil {
+		errs = append(errs, c.Close())
 	}
+	if n.toPeers != nil {
+		n.toPeers.CloseIdleConnections()
+	}
+	if n.listener != nil {
+		if err := n.listener.Close(); !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if n.host != nil {
+		errs = append(errs, n.host.Close())
+	}
+	return errors.Join(errs...)
 }
 
-// keepView builds a new View after each change and once a second.
-func (n *Node) keepView(ctx context.Context) {
-	ticker := time.NewTicker(time.Second)
+// bootstrap connects to the configured peers, for a node that has lost all remembered addresses.
+func (n *Node) bootstrap(ctx context.Context) {
+	if len(n.cfg.P2P.Bootstrap) == 0 {
+		return
+	}
+	ticker := time.NewTicker(bootstrapEvery)
 	defer ticker.Stop()
 	for {
-		n.rebuild()
+		if _, err := n.host.Connect(ctx, n.cfg.P2P.Bootstrap); err != nil {
+			n.log.Debug("cannot reach every bootstrap address", "err", err)
+		}
+		n.heartbeats.Notify()
 		select {
 		case <-ctx.Done():
 			return
-		case <-n.changed:
 		case <-ticker.C:
 		}
 	}
 }
 
-// rebuild publishes a new View of what is known now.
-func (n *Node) rebuild() {
-	n.building.Lock()
-	defer n.building.Unlock()
-	now := time.Now()
-	status := n.engine.Status()
-	engineNow := status.Engine
-	self := &cluster.Node{
-		ID: cluster.NodeID(n.cfg.Node.Name), Name: n.cfg.Node.Name, Version: n.version, APIAddr: n.cfg.API.Listen,
-		Condition: cluster.Alive, State: cluster.Active, LastSeen: now.UTC(),
-		Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
-		Slots: cluster.Slots{Total: n.engine.Slots()},
+const bootstrapEvery = 15 * time.Second
+
+// tokenAddrs are where a newcomer may find the cluster: this node first, then the others.
+func (n *Node) tokenAddrs() []string {
+	addrs := n.host.Addrs()
+	for _, node := range n.View().Nodes {
+		if node.ID != n.id && node.Condition == cluster.Alive {
+			addrs = append(addrs, node.P2PAddrs...)
+		}
 	}
-	n.view.Store(cluster.NewView(self.ID, now, []*cluster.Node{self}))
+	return addrs
 }
+
+// leave ends the node's membership: it serves from its own engine alone from then on.
+func (n *Node) leave(ctx context.Context) error {
+	if err := n.apply(ctx, cluster.Command{At: time.Now(), Remove: &cluster.Remove{ID: n.id, Why: "left by itself"}}); err != nil {
+		return err
+	}
+	n.removed("left by itself")
+	return nil
+}
+
+// quietLog takes what net/http has to say of connections, which is for debugging.
+func (n *Node) quietLog() *log.Logger { return slog.NewLogLogger(n.log.Handler(), slog.LevelDebug) }
 
 // notOurselves refuses an engine URL that is this very node, whose requests would go round for ever.
 func (n *Node) notOurselves() error {

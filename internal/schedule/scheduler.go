@@ -30,7 +30,7 @@ func New() *Scheduler { return &Scheduler{} }
 // room for the prompt, and that have the model loaded; among the equal, the one with less under
 // way of two drawn at random, since views are a second old and all gateways would else choose the
 // same (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). A model that
-// nobody holds goes to the viewer's own engine, else to any: the engine says what it has to say.
+// nobody holds goes to the viewer's own engine, else to the first: the engine says what it has to say.
 func (s *Scheduler) Pick(v *cluster.View, r cluster.Request, tried []cluster.NodeID) (*cluster.Node, func()) {
 	candidates := s.best(v, r, tried)
 	if len(candidates) == 0 {
@@ -57,12 +57,26 @@ func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.Nod
 		if self := v.SelfNode(); self != nil && self.Serves() && !slices.Contains(tried, self.ID) {
 			return []*cluster.Node{self}
 		}
+		if self := v.SelfNode(); r.Model == "" && self != nil && self.Engine != nil && self.Engine.Condition == cluster.EngineStarting {
+			return nil // what was meant for this engine must not end up in another
+		}
+		// Blobs and the create that needs them must find the same engine: no draw.
+		for _, n := range v.Nodes {
+			if n.Serves() && !slices.Contains(tried, n.ID) {
+				return []*cluster.Node{n}
+			}
+		}
+		return nil
 	}
 	var best []*cluster.Node
 	highest := -1
+	chosen, _ := v.Chosen(r.Model)
 	for _, n := range holders {
 		if !n.Serves() || slices.Contains(tried, n.ID) {
 			continue
+		}
+		if m, _ := n.Model(canonical); m.Digest != chosen.Digest {
+			continue // another model of the same name
 		}
 		switch k := rank(n, canonical, r); {
 		case k > highest:

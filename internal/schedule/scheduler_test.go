@@ -44,6 +44,9 @@ func TestPickPrefers(t *testing.T) {
 		{"none tried before", []*cluster.Node{ready("a", "m"), ready("b", "m")}, cluster.Request{Model: "m"}, []cluster.NodeID{"a"}, "b"},
 		{"its own engine for a model that nobody holds", []*cluster.Node{ready("a"), ready("self")}, cluster.Request{Model: "x"}, nil, "self"},
 		{"its own engine for a cloud model", []*cluster.Node{ready("a", "m:cloud"), ready("self")}, cluster.Request{Model: "m:cloud"}, nil, "self"},
+		{"no other engine while its own is starting, for what names no model", []*cluster.Node{ready("a"), with(ready("self"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineStarting })}, cluster.Request{}, nil, ""},
+		{"another engine while its own is starting, for a model", []*cluster.Node{ready("a", "m"), with(ready("self", "m"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineStarting })}, cluster.Request{Model: "m"}, nil, "a"},
+		{"only nodes with the digest of its own", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.Models[0].Digest = "1" }), with(ready("self", "m"), func(n *cluster.Node) { n.Models[0].Digest = "2" })}, cluster.Request{Model: "m"}, nil, "self"},
 		{"any engine, if it has none", []*cluster.Node{ready("a"), with(ready("self"), func(n *cluster.Node) { n.Engine = nil })}, cluster.Request{}, nil, "a"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

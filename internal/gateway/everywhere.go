@@ -1,0 +1,116 @@
+package gateway
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// outcome is what one node of several answered.
+type outcome struct {
+	node *cluster.Node
+	a    *answer // nil: none
+	err  error
+}
+
+// failed tells why the node did not do what was asked, "" if it did.
+func (o outcome) failed() string {
+	switch {
+	case o.err != nil:
+		return o.err.Error()
+	case o.a.refused() != "":
+		return o.a.refused()
+	case o.a.resp.StatusCode >= 400:
+		text := (*o.a.buf)[:o.a.n]
+		return cmp.Or(gjson.GetBytes(text, "error").String(), fmt.Sprintf("status %d: %.200s", o.a.resp.StatusCode, text))
+	}
+	return ""
+}
+
+// everywhere has every node that the request concerns serve it, at the same time, and gives one
+// answer for all: the own node's, or the first one's, if all did it, else one that names the nodes
+// where it failed and where it was done. If it concerns nobody, one engine says what it has to say.
+func (g *Gateway) everywhere(x *exchange, req *request, concerns func(*cluster.Node) bool) {
+	var nodes []*cluster.Node
+	v := g.deps.View()
+	for _, n := range v.Nodes {
+		if concerns(n) {
+			nodes = append(nodes, n)
+		}
+	}
+	if len(nodes) == 0 || len(nodes) == 1 && nodes[0].Condition != cluster.Dead {
+		g.attempts(x, req)
+		return
+	}
+	slices.SortStableFunc(nodes, func(a, b *cluster.Node) int { return ownRank(v, a) - ownRank(v, b) })
+
+	req.stream = false // the answers are short; each is read whole
+	outcomes := make([]outcome, len(nodes))
+	var running sync.WaitGroup
+	for i, n := range nodes {
+		running.Go(func() { outcomes[i] = g.one(x, req, n) })
+	}
+	running.Wait()
+	defer func() {
+		for _, o := range outcomes {
+			o.a.close()
+		}
+	}()
+
+	var failed, done []string
+	for _, o := range outcomes {
+		if why := o.failed(); why != "" {
+			failed = append(failed, o.node.Name+": "+why)
+		} else {
+			done = append(done, o.node.Name)
+		}
+	}
+	if len(failed) > 0 {
+		message := "failed on " + strings.Join(failed, "; ")
+		if len(done) > 0 {
+			message += "; done on " + strings.Join(done, ", ")
+		}
+		g.fail(x, &refusal{status: http.StatusBadGateway, message: message})
+		return
+	}
+	first := outcomes[0].a
+	x.node = outcomes[0].node.Name
+	copyHeader(x.w.Header(), first.resp.Header)
+	x.w.Header().Set("X-Ollamamax-Node", strings.Join(done, ","))
+	x.start(first.resp.StatusCode)
+	n, _ := x.w.Write((*first.buf)[:first.n]) // a client that is gone has no use for it
+	x.bytes += int64(n)
+}
+
+// one has one of several nodes serve the request.
+func (g *Gateway) one(x *exchange, req *request, n *cluster.Node) outcome {
+	if n.Condition == cluster.Dead {
+		return outcome{node: n, err: fmt.Errorf("the node is dead: %s", n.Why)}
+	}
+	a, err := g.attempt(x.r.Context(), x, req, n)
+	if err != nil {
+		return outcome{node: n, err: err}
+	}
+	if a.err != io.EOF {
+		a.close()
+		return outcome{node: n, err: fmt.Errorf("the answer is longer than %d bytes", len(*a.buf))}
+	}
+	g.refresh(x.r.Context(), req, n)
+	return outcome{node: n, a: a}
+}
+
+// ownRank sorts the asked node before the others.
+func ownRank(v *cluster.View, n *cluster.Node) int {
+	if n.ID == v.Self {
+		return 0
+	}
+	return 1
+}

@@ -1,0 +1,461 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/consensus"
+	"github.com/ollamamax/ollamamax/internal/control"
+)
+
+const (
+	raftProtocol = "raft/1"
+	joinProtocol = "join/1"
+	httpProtocol = "http/1"
+
+	joinTimeout = 15 * time.Second
+	maxJoin     = 64 << 10 // bytes of a message of the join protocol
+)
+
+func (n *Node) raftDir() string { return filepath.Join(n.cfg.Node.DataDir, "raft") }
+
+// state is what is agreed, as far as this node has heard; never nil.
+func (n *Node) state() *cluster.State {
+	if c := n.consensus.Load(); c != nil {
+		return c.State()
+	}
+	return cluster.NewState()
+}
+
+// agreed is what this node knows of the agreement.
+func (n *Node) agreed() consensus.Status {
+	if c := n.consensus.Load(); c != nil {
+		return c.Status()
+	}
+	return consensus.Status{}
+}
+
+// admit decides whether a peer may use the members' protocols. The text is told to the peer, which
+// finds the error in it again: see admissionError.
+func (n *Node) admit(id cluster.NodeID, certificate []byte) error {
+	err := cluster.Admit(n.state(), n.kept.read().Trust, id, certificate)
+	if err != nil {
+		return errors.New(cluster.ErrorCode(err) + ": " + err.Error())
+	}
+	return nil
+}
+
+// admissionError is the error that a peer's gate has told as text.
+func admissionError(reason string) error {
+	code, text, _ := strings.Cut(reason, ": ")
+	return cluster.ErrorFromCode(code, text)
+}
+
+func (n *Node) certificate() []byte {
+	if c := n.kept.read().Certificate; c != nil {
+		return c
+	}
+	certificate, err := n.state().Issue(n.id)
+	if err != nil {
+		return nil // no member yet
+	}
+	return certificate.Marshal()
+}
+
+// openConsensus takes the node's part in the agreement that its data directory knows, or waits for one.
+func (n *Node) openConsensus() error {
+	listener, err := n.host.Listen(raftProtocol)
+	if err != nil {
+		return err
+	}
+	c, err := consensus.Open(consensus.Config{Dir: n.raftDir(), Voters: n.cfg.Cluster.Voters}, consensus.Deps{
+		Self: n.id, Listener: listener,
+		Dial: func(ctx context.Context, id cluster.NodeID) (net.Conn, error) {
+			return n.host.Dial(ctx, id, raftProtocol)
+		},
+		Forward: n.forwardCommand,
+		Healthy: func(id cluster.NodeID) bool {
+			node := n.View().Node(id)
+			return node != nil && node.Condition != cluster.Dead && node.Why != "stopped"
+		},
+		Log: n.log,
+	})
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	n.consensus.Store(c)
+	return nil
+}
+
+// enter finds the node's cluster: the one that its data directory knows, the one that a token
+// invites it to, or else a new one of itself.
+func (n *Node) enter(ctx context.Context) error {
+	k := n.kept.read()
+	token := n.cfg.Cluster.Join
+	known := k.Trust.ClusterID
+	switch {
+	case k.Removed != "":
+		if token != "" {
+			return fmt.Errorf("join: this node was a member of cluster %s (%s): join with an empty data directory, which gives it a new identity", known, k.Removed)
+		}
+		n.log.Warn("no member of a cluster any more; serving from the own engine alone", "why", k.Removed, "cluster", known)
+		return nil
+	case known != "":
+		if token != "" {
+			t, err := cluster.ParseToken(token)
+			if err != nil {
+				return fmt.Errorf("join: %w", err)
+			}
+			if t.ClusterID != known {
+				return fmt.Errorf("join: %s belongs to cluster %s and the token invites to %s: give an empty --data-dir to join that one", n.cfg.Node.DataDir, known, t.ClusterID)
+			}
+			n.log.Info("the token is not needed: this node is a member already", "cluster", known)
+		}
+		if err := n.openConsensus(); err != nil {
+			return err
+		}
+		n.log.Info("coming back to the cluster", "cluster", known)
+	case token != "":
+		if err := n.redeem(ctx, token); err != nil {
+			return err
+		}
+		return n.openConsensus()
+	default:
+		if err := n.openConsensus(); err != nil {
+			return err
+		}
+		if err := n.found(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *Node) found(ctx context.Context) error {
+	c := n.consensus.Load()
+	if !c.State().Founded() {
+		command, err := cluster.NewFound(time.Now(), n.id, n.cfg.Node.Name, n.host.Addrs())
+		if err != nil {
+			return fmt.Errorf("found a cluster: %w", err)
+		}
+		if err := c.Found(ctx, command); err != nil {
+			return fmt.Errorf("found a cluster: %w", err)
+		}
+	}
+	n.log.Info("founded a cluster of one; others join with a token of `ollamamax token create`", "cluster", c.State().ClusterID)
+	return n.kept.change(func(m *membership) { m.Trust = c.State().Trust() })
+}
+
+// joinRequest and joinAnswer are the join protocol: one JSON value each way.
+type joinRequest struct {
+	TokenID string   `json:"token_id"`
+	Secret  []byte   `json:"secret"`
+	Name    string   `json:"name"`
+	Addrs   []string `json:"addrs"`
+}
+
+type joinAnswer struct {
+	Code, Error string                      `json:",omitempty"`
+	Trust       cluster.Trust               `json:"trust"`
+	Certificate []byte                      `json:"certificate"`
+	Addrs       map[cluster.NodeID][]string `json:"addrs"`
+}
+
+// redeem turns a token into a membership: it asks the members that the token names, one after the
+// other, until one answers. A refusal is final; it changed nothing, and so may be tried again.
+func (n *Node) redeem(ctx context.Context, text string) error {
+	token, err := cluster.ParseToken(text)
+	if err != nil {
+		return fmt.Errorf("join: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	reached, err := n.host.Connect(ctx, token.Addrs)
+	if len(reached) == 0 {
+		return fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
+	}
+	for _, id := range reached {
+		var a *joinAnswer
+		if a, err = n.askToJoin(ctx, id, token); err != nil {
+			continue
+		}
+		if a.Error != "" {
+			return fmt.Errorf("join: %w", cluster.ErrorFromCode(a.Code, a.Error))
+		}
+		certificate, err := cluster.ParseCertificate(a.Certificate)
+		if err == nil && a.Trust.ClusterID != token.ClusterID {
+			err = fmt.Errorf("the answer is of cluster %s", a.Trust.ClusterID)
+		}
+		if err == nil {
+			err = certificate.Verify(a.Trust, n.id)
+		}
+		if err != nil {
+			return fmt.Errorf("join: member %s answers wrongly: %w", id, err)
+		}
+		for peer, addrs := range a.Addrs {
+			n.host.AddAddrs(peer, addrs)
+		}
+		n.log.Info("joined", "cluster", a.Trust.ClusterID, "through", id)
+		return n.kept.change(func(m *membership) { *m = membership{Trust: a.Trust, Certificate: a.Certificate, Addrs: a.Addrs} })
+	}
+	return fmt.Errorf("join: %w", err)
+}
+
+func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.JoinToken) (*joinAnswer, error) {
+	conn, err := n.host.Dial(ctx, id, joinProtocol)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline) // a stream that is gone fails at the write below
+	}
+	request := joinRequest{TokenID: token.ID, Secret: token.Secret, Name: n.cfg.Node.Name, Addrs: n.host.Addrs()}
+	if err := json.NewEncoder(conn).Encode(request); err != nil {
+		return nil, fmt.Errorf("ask member %s: %w", id, err)
+	}
+	var a joinAnswer
+	if err := json.NewDecoder(io.LimitReader(conn, maxJoin)).Decode(&a); err != nil {
+		return nil, fmt.Errorf("read answer of member %s: %w", id, err)
+	}
+	return &a, nil
+}
+
+// serveJoin answers strangers that bring a token.
+func (n *Node) serveJoin(ctx context.Context, listener net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // its only error: closed already
+	defer stop()
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("accept joins: %w", err)
+		}
+		n.handlers.Go(func() {
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(joinTimeout)) // a stream that is gone fails below
+			var r joinRequest
+			if json.NewDecoder(io.LimitReader(conn, maxJoin)).Decode(&r) != nil {
+				return // no newcomer of ours
+			}
+			a := n.answerJoin(ctx, cluster.NodeID(conn.RemoteAddr().String()), r)
+			_ = json.NewEncoder(conn).Encode(a) // a newcomer that is gone asks again
+		})
+	}
+}
+
+func (n *Node) answerJoin(ctx context.Context, id cluster.NodeID, r joinRequest) joinAnswer {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	refuse := func(err error) joinAnswer {
+		n.log.Warn("refused a newcomer", "peer", id, "name", r.Name, "why", err)
+		return joinAnswer{Code: cluster.ErrorCode(err), Error: err.Error()}
+	}
+	if n.kept.read().Removed != "" {
+		return refuse(cluster.ErrNotMember)
+	}
+	token := cluster.JoinToken{ID: r.TokenID, Secret: r.Secret}
+	now := time.Now()
+	if err := n.state().CheckToken(token.ID, token.Hash(), now); err != nil {
+		return refuse(err)
+	}
+	err := n.apply(ctx, cluster.Command{At: now, Join: &cluster.Join{
+		ID: id, Name: cluster.CleanName(r.Name), Addrs: r.Addrs, TokenID: token.ID, SecretHash: token.Hash(),
+	}})
+	if err != nil {
+		return refuse(err)
+	}
+	state := n.state()
+	certificate, err := state.Issue(id)
+	if err != nil {
+		return refuse(err)
+	}
+	n.host.AddAddrs(id, r.Addrs)
+	a := joinAnswer{Trust: state.Trust(), Certificate: certificate.Marshal(), Addrs: map[cluster.NodeID][]string{}}
+	for _, node := range n.View().Nodes {
+		if node.ID != id {
+			a.Addrs[node.ID] = node.P2PAddrs
+		}
+	}
+	n.log.Info("admitted a newcomer", "peer", id, "name", state.Members[id].Name)
+	return a
+}
+
+// removed notes that this node is no member any more: it serves from its own engine alone from now on.
+func (n *Node) removed(why string) {
+	if n.kept.read().Removed != "" {
+		return
+	}
+	n.log.Warn("no member of the cluster any more; serving from the own engine alone. To come back: a token, and an empty data directory", "why", why)
+	if err := n.kept.change(func(m *membership) { m.Removed = why }); err != nil {
+		n.log.Error("cannot keep that this node was removed", "err", err)
+	}
+	n.touch()
+}
+
+// apply has a command agreed.
+func (n *Node) apply(ctx context.Context, c cluster.Command) error {
+	agreement := n.consensus.Load()
+	if agreement == nil || n.kept.read().Removed != "" {
+		return fmt.Errorf("%w: this node belongs to no cluster any more", cluster.ErrNotMember)
+	}
+	return agreement.Apply(ctx, c)
+}
+
+// joinOther makes a node that is alone a member of another cluster, without a restart.
+func (n *Node) joinOther(ctx context.Context, token string) error {
+	t, err := cluster.ParseToken(token)
+	if err != nil {
+		return err
+	}
+	state := n.state()
+	if t.ClusterID == state.ClusterID && state.ClusterID != "" {
+		return nil // it is one already
+	}
+	if n.kept.read().Removed != "" || len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
+		return control.ErrNotAlone
+	}
+	reply := make(chan error, 1)
+	select {
+	case n.moves <- move{ctx, token, reply}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-reply:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// move is a request to change to another cluster.
+type move struct {
+	ctx   context.Context
+	token string
+	reply chan error
+}
+
+// takePart takes part in the agreement until ctx ends, and changes to another one when asked to.
+func (n *Node) takePart(ctx context.Context) error {
+	for {
+		seat, leave := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		c := n.consensus.Load()
+		if c != nil {
+			go func() { done <- n.sit(seat, c) }()
+		}
+		select {
+		case err := <-done:
+			leave()
+			return err
+		case <-ctx.Done():
+			leave()
+			if c == nil {
+				return nil
+			}
+			return <-done
+		case m := <-n.moves:
+			err := n.redeem(m.ctx, m.token)
+			leave()
+			if c != nil {
+				err = errors.Join(err, <-done)
+			}
+			if err == nil {
+				err = n.changeSeat()
+			}
+			m.reply <- err
+		}
+	}
+}
+
+// changeSeat forgets the agreement of the cluster of one and takes the part in the new one.
+func (n *Node) changeSeat() error {
+	if c := n.consensus.Swap(nil); c != nil {
+		if err := c.Close(); err != nil {
+			return fmt.Errorf("leave the cluster of one: %w", err)
+		}
+	}
+	if err := os.RemoveAll(n.raftDir()); err != nil {
+		return fmt.Errorf("leave the cluster of one: %w", err)
+	}
+	return n.openConsensus()
+}
+
+// sit does the work of a member: it runs the agreement and follows what it says of the members.
+func (n *Node) sit(ctx context.Context, c *consensus.Consensus) error {
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	for {
+		changed := c.Changed()
+		n.follow(ctx, c.State())
+		select {
+		case <-changed:
+		case err := <-done:
+			return err
+		}
+	}
+}
+
+// follow acts on a new State.
+func (n *Node) follow(ctx context.Context, state *cluster.State) {
+	if bar, ok := state.Barred[n.id]; ok {
+		n.removed(bar.Why)
+		return
+	}
+	members := make([]cluster.NodeID, 0, len(state.Members))
+	for id, m := range state.Members {
+		members = append(members, id)
+		if id != n.id {
+			n.host.AddAddrs(id, m.Addrs)
+		}
+	}
+	n.host.Protect(members)
+	n.mu.Lock()
+	for id := range state.Barred { // others may be members that this State has not heard of yet
+		delete(n.peers, id)
+		n.health.Forget(id)
+	}
+	n.mu.Unlock()
+	n.touch()
+	n.heartbeats.Notify()
+	if m, ok := state.Members[n.id]; ok && n.announced.CompareAndSwap(false, true) {
+		n.handlers.Go(func() { n.announce(ctx, m) })
+	}
+}
+
+// announce tells the cluster where this node is now, if that has changed since it was last here.
+func (n *Node) announce(ctx context.Context, m cluster.Member) {
+	addrs := n.host.Addrs()
+	if slices.Equal(addrs, m.Addrs) {
+		return
+	}
+	ticker := time.NewTicker(announceEvery)
+	defer ticker.Stop()
+	for {
+		err := n.apply(ctx, cluster.Command{At: time.Now(), Update: &cluster.Update{ID: n.id, Addrs: &addrs}})
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		n.log.Debug("cannot tell the cluster the own addresses yet", "err", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+const announceEvery = time.Second

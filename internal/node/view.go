@@ -1,0 +1,286 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/mesh"
+)
+
+// judgeEvery is how often the conditions of the peers are judged anew.
+const judgeEvery = 100 * time.Millisecond
+
+// peer is what another node has told of itself.
+type peer struct {
+	boot, version uint64
+	told          cluster.Node
+	pulse         mesh.Pulse
+}
+
+// touch asks for a new View; it never blocks.
+func (n *Node) touch() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// keepView builds a new View after each change, and whenever a peer's condition changes by the
+// passing of time.
+func (n *Node) keepView(ctx context.Context) {
+	ticker := time.NewTicker(judgeEvery)
+	defer ticker.Stop()
+	for {
+		n.rebuild()
+		n.disconnectDead()
+		select {
+		case <-ctx.Done():
+			return
+		case <-n.changed:
+		case <-ticker.C:
+			for !n.judgedOtherwise() {
+				select {
+				case <-ctx.Done():
+					return
+				case <-n.changed:
+				case <-ticker.C:
+					continue
+				}
+				break
+			}
+		}
+	}
+}
+
+// judgedOtherwise tells whether a peer's condition is another than the View shows.
+func (n *Node) judgedOtherwise() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	for _, node := range n.View().Nodes {
+		if node.ID == n.id {
+			continue
+		}
+		if condition, _, _ := n.health.Judge(node.ID, now); condition != node.Condition {
+			return true
+		}
+	}
+	return false
+}
+
+// disconnectDead closes what is open with the nodes that have just died, so that all that waits on
+// it fails at once.
+func (n *Node) disconnectDead() {
+	for _, node := range n.View().Nodes {
+		if node.ID == n.id {
+			continue
+		}
+		was, known := n.conditions[node.ID]
+		if known && was == node.Condition {
+			continue
+		}
+		n.conditions[node.ID] = node.Condition
+		if node.Condition == cluster.Dead {
+			n.log.Warn("node is dead", "peer", node.Name, "why", node.Why)
+			n.host.Disconnect(node.ID)
+		} else if known {
+			n.log.Info("node changed", "peer", node.Name, "condition", node.Condition, "why", node.Why)
+		}
+	}
+}
+
+// rebuild publishes a new View of what is known now, and tells the peers if this node has changed.
+func (n *Node) rebuild() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	state, agreed := n.state(), n.agreed()
+	self := n.describe(state)
+	nodes := []*cluster.Node{self}
+	if self.State != cluster.Removed {
+		for _, m := range state.Sorted() {
+			if m.ID != n.id {
+				nodes = append(nodes, n.describePeer(m, now))
+			}
+		}
+	}
+	for _, node := range nodes {
+		node.Leader = node.ID == agreed.Leader && agreed.Leader != ""
+		node.Role = cluster.Observer
+		if slices.Contains(agreed.Voters, node.ID) {
+			node.Role = cluster.Voter
+		}
+	}
+	v := cluster.NewView(n.id, now, nodes)
+	v.ClusterID, v.Leader, v.Term, v.Quorum, v.Voters = state.ClusterID, agreed.Leader, agreed.Term, agreed.Quorum, len(agreed.Voters)
+	n.view.Store(v)
+	n.tell(*self)
+}
+
+// describe is this node as it sees itself.
+func (n *Node) describe(state *cluster.State) *cluster.Node {
+	status := n.engine.Status()
+	engineNow := status.Engine
+	self := &cluster.Node{
+		ID: n.id, Name: n.cfg.Node.Name, Version: n.version, APIAddr: n.Addr(), P2PAddrs: n.host.Addrs(),
+		Condition: cluster.Alive, State: cluster.Active, LastSeen: time.Now().UTC(), Boot: n.boot,
+		Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
+		Slots: cluster.Slots{Busy: n.engine.Busy(), Total: n.engine.Slots()},
+	}
+	if m, ok := state.Members[n.id]; ok {
+		self.Name = m.Name
+		if m.Draining {
+			self.State = cluster.Draining
+			if self.Slots.Busy == 0 {
+				self.State = cluster.Drained
+			}
+		}
+	}
+	if removed := n.kept.read().Removed; removed != "" {
+		self.State, self.Why = cluster.Removed, removed
+	}
+	return self
+}
+
+// describePeer is a peer as this node sees it: what is agreed, what it told, how it is judged.
+func (n *Node) describePeer(m cluster.Member, now time.Time) *cluster.Node {
+	n.health.Expect(m.ID, now)
+	node := &cluster.Node{State: cluster.Active}
+	var pulse mesh.Pulse
+	if p := n.peers[m.ID]; p != nil {
+		told := p.told
+		node, pulse = &told, p.pulse
+	}
+	node.ID, node.Name = m.ID, m.Name
+	node.Slots = cluster.Slots{Busy: pulse.Busy, Total: pulse.Total}
+	switch {
+	case pulse.Leaving:
+		node.State = cluster.Draining
+	case !m.Draining:
+		node.State = cluster.Active
+	case node.State == cluster.Active:
+		node.State = cluster.Draining // agreed, and not yet told by itself
+	}
+	node.Condition, node.Why, node.LastSeen = n.health.Judge(m.ID, now)
+	node.LastSeen = node.LastSeen.UTC()
+	return node
+}
+
+// tell makes the own entry anew, without what changes all the time and what only others can say.
+func (n *Node) tell(self cluster.Node) {
+	self.Slots, self.LastSeen, self.Leader, self.Role, self.Condition = cluster.Slots{}, time.Time{}, false, "", ""
+	data, err := json.Marshal(self)
+	if err != nil {
+		panic(err) // our own types always marshal
+	}
+	if !bytes.Equal(data, n.entry) {
+		n.entry = data
+		n.entryVersion++
+		if n.heartbeats != nil {
+			n.heartbeats.Notify()
+		}
+	}
+}
+
+// heartbeatDeps joins the heartbeats to what this node knows.
+func (n *Node) heartbeatDeps() mesh.HeartbeatDeps {
+	return mesh.HeartbeatDeps{
+		Members: func() []cluster.NodeID {
+			if n.kept.read().Removed != "" {
+				return nil
+			}
+			return slices.Collect(maps.Keys(n.state().Members))
+		},
+		Pulse: func() mesh.Pulse {
+			return mesh.Pulse{Busy: n.engine.Busy(), Total: n.engine.Slots(), Leaving: n.stopping.Load()}
+		},
+		Entry: func() (uint64, []byte) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.entryVersion, n.entry
+		},
+		Heard:         n.heard,
+		EntryReceived: n.entryReceived,
+		Closed:        n.lost,
+	}
+}
+
+func (n *Node) heard(id cluster.NodeID, pulse mesh.Pulse, at time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	condition, _, _ := n.health.Judge(id, at)
+	n.health.Heard(id, pulse.Leaving, at)
+	p := n.peers[id]
+	if p == nil {
+		p = &peer{}
+		n.peers[id] = p
+	}
+	if p.pulse != pulse || condition != cluster.Alive {
+		p.pulse = pulse
+		n.touch()
+	}
+}
+
+func (n *Node) entryReceived(id cluster.NodeID, boot, version uint64, data []byte) {
+	var told cluster.Node
+	if err := json.Unmarshal(data, &told); err != nil {
+		n.log.Warn("cannot read what a peer tells; is it of another version?", "peer", id, "err", err)
+		return
+	}
+	n.mu.Lock()
+	p := n.peers[id]
+	if p == nil {
+		p = &peer{}
+		n.peers[id] = p
+	}
+	newer := boot > p.boot || boot == p.boot && version > p.version
+	if newer {
+		told.Boot = boot
+		p.boot, p.version, p.told = boot, version, told
+	}
+	n.mu.Unlock()
+	if newer {
+		n.remember(id, told.P2PAddrs)
+		n.touch()
+	}
+}
+
+// lost hears that a peer cannot be reached, and why.
+func (n *Node) lost(id cluster.NodeID, err error) {
+	var refused *mesh.RefusedError
+	if errors.As(err, &refused) {
+		if errors.Is(admissionError(refused.Reason), cluster.ErrBarred) && n.state().Members[id].ID == id {
+			n.removed("removed from the cluster, as its member " + n.state().Members[id].Name + " says")
+		}
+	}
+	var dial *mesh.DialError
+	gone := errors.As(err, &dial) && dial.Refused
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.health.Broke(id, gone, err.Error(), time.Now())
+	n.touch()
+}
+
+// remember keeps where a peer can be reached, for this run and the next.
+func (n *Node) remember(id cluster.NodeID, addrs []string) {
+	if len(addrs) == 0 || slices.Equal(n.kept.read().Addrs[id], addrs) {
+		return
+	}
+	n.host.AddAddrs(id, addrs)
+	err := n.kept.change(func(m *membership) {
+		m.Addrs = maps.Clone(m.Addrs)
+		if m.Addrs == nil {
+			m.Addrs = map[cluster.NodeID][]string{}
+		}
+		m.Addrs[id] = addrs
+	})
+	if err != nil {
+		n.log.Warn("cannot keep a peer's address", "err", err)
+	}
+}
