@@ -4,7 +4,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 PLATFORMS := linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64
 
-.PHONY: demo test build engine lint cross clean
+.PHONY: demo test figures build engine lint cross clean
 
 demo: build engine            ## a real cluster on this machine
 	bin/ollamamax demo
@@ -12,7 +12,10 @@ demo: build engine            ## a real cluster on this machine
 test: engine                  ## every test and linter
 	OLLAMAMAX_ENGINE=$(CURDIR)/.cache/engine $(GO) test -race -timeout 10m ./...
 	$(GO) test -C tools ./...
-	$(MAKE) lint
+	$(MAKE) lint figures
+
+figures: engine               ## what measures, without the race detector: prints what it finds
+	OLLAMAMAX_ENGINE=$(CURDIR)/.cache/engine $(GO) test -count=1 -v -timeout 10m -run 'Figures|Losing' ./e2e
 
 build:                        ## bin/ollamamax
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ollamamax ./cmd/ollamamax

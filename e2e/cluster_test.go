@@ -23,7 +23,7 @@ type member struct {
 	fake               *program // nil with a real engine
 	engine             string   // the engine's URL; "" if the node supervises it
 	api, p2p           string   // HOST:PORT
-	args               []string
+	args, env          []string
 }
 
 // testCluster is nodes as processes of their own, each with an engine.
@@ -59,7 +59,7 @@ func (m *member) start(t *testing.T, extra ...string) {
 	args := slices.Concat([]string{"serve", "--config", quietConfig(t), "--name", m.name, "--data-dir", m.dataDir, "--listen", m.api,
 		"--p2p-listen", "/ip4/" + host + "/tcp/" + port, "--log-level", "debug"}, m.args, extra)
 	m.url = "http://" + m.api
-	m.program = start(t, []string{"OLLAMA_NO_CLOUD=1", "HOME=" + t.TempDir()}, binary, args...)
+	m.program = start(t, append([]string{"OLLAMA_NO_CLOUD=1", "HOME=" + t.TempDir()}, m.env...), binary, args...)
 }
 
 // up waits until prompts sent to the member can be answered.
@@ -108,7 +108,9 @@ func (c testCluster) settled(t *testing.T) {
 			if !ok || s.Leader == "" || !s.Quorum || s.Voters != voters || len(s.Nodes) != len(c) {
 				return false
 			}
-			return !slices.ContainsFunc(s.Nodes, func(n *cluster.Node) bool { return n.Condition != cluster.Alive || n.Engine == nil || n.Engine.Condition != cluster.EngineReady })
+			return !slices.ContainsFunc(s.Nodes, func(n *cluster.Node) bool {
+				return n.Condition != cluster.Alive || n.Engine == nil || n.Engine.Condition != cluster.EngineReady
+			})
 		})
 	}
 }

@@ -122,9 +122,10 @@ type Node struct {
 }
 
 // Serves tells whether new work may be sent to the node's engine. A suspect node is no candidate
-// unless there is no other; that choice is the scheduler's.
+// unless there is no other; that choice is the scheduler's. A removed node is in no View but its
+// own, and serves itself.
 func (n *Node) Serves() bool {
-	return n.Condition != Dead && n.State == Active && n.Engine != nil && n.Engine.Condition == EngineReady
+	return n.Condition != Dead && (n.State == Active || n.State == Removed) && n.Engine != nil && n.Engine.Condition == EngineReady
 }
 
 // Model returns the node's replica of the model with that canonical name.

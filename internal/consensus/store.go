@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 )
@@ -188,7 +189,7 @@ func openBolt(dir string) (_ *raftboltdb.BoltStore, err error) {
 		BoltOptions: &bbolt.Options{Timeout: lockTimeout},
 	})
 	switch {
-	case errors.Is(err, bbolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("open agreed state: another ollamamax is using %s; stop it, or give this one another --data-dir", dir)
 	case errors.Is(err, fs.ErrPermission), errors.As(err, new(*fs.PathError)):
 		return nil, fmt.Errorf("open agreed state in %s: %w", dir, err)

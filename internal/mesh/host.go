@@ -123,7 +123,7 @@ func (h *Host) open(key crypto.PrivKey) (host.Host, error) {
 		libp2p.ConnectionManager(trimmer),
 		libp2p.ConnectionGater(doorkeeper{h}),
 		libp2p.AddrsFactory(h.announce),
-		libp2p.DialRanker(rankDials),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.DisableRelay(),
 		libp2p.ForceReachabilityPrivate(), // no AutoNAT
 		libp2p.DisableIdentifyAddressDiscovery(),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/consensus"
 	"github.com/ollamamax/ollamamax/internal/control"
+	"github.com/ollamamax/ollamamax/internal/mesh"
 )
 
 const (
@@ -27,7 +29,13 @@ const (
 	maxJoin     = 64 << 10 // bytes of a message of the join protocol
 )
 
-func (n *Node) raftDir() string { return filepath.Join(n.cfg.Node.DataDir, "raft") }
+// The data directory's files that more than one place names.
+const (
+	identityFile = "identity.key"
+	raftFolder   = "raft"
+)
+
+func (n *Node) raftDir() string { return filepath.Join(n.cfg.Node.DataDir, raftFolder) }
 
 // state is what is agreed, as far as this node has heard; never nil.
 func (n *Node) state() *cluster.State {
@@ -459,3 +467,27 @@ func (n *Node) announce(ctx context.Context, m cluster.Member) {
 }
 
 const announceEvery = time.Second
+
+// Recover makes the node of a data directory, which must not be running, the only voter of its
+// cluster: for a majority that is lost for good.
+func Recover(dataDir string, log *slog.Logger) error {
+	known, err := openKept(dataDir)
+	if err != nil {
+		return err
+	}
+	if known.read().Trust.ClusterID == "" {
+		return fmt.Errorf("recover: %s belongs to no cluster: name the folder of a member with --data-dir", dataDir)
+	}
+	if removed := known.read().Removed; removed != "" {
+		return fmt.Errorf("recover: this node is no member any more (%s): recover on one that is", removed)
+	}
+	key, err := mesh.LoadIdentity(filepath.Join(dataDir, identityFile))
+	if err != nil {
+		return err
+	}
+	id, err := mesh.NodeID(key)
+	if err != nil {
+		return err
+	}
+	return consensus.Recover(filepath.Join(dataDir, raftFolder), id, log)
+}

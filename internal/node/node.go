@@ -68,6 +68,7 @@ type Node struct {
 	consensus  atomic.Pointer[consensus.Consensus] // nil: no part in any agreement
 	kept       *kept
 	moves      chan move
+	knocks     chan cluster.NodeID // peers whose connections just broke
 
 	view      atomic.Pointer[cluster.View]
 	changed   chan struct{} // told that the View is old
@@ -95,7 +96,7 @@ func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logg
 	}
 	n := &Node{
 		cfg: cfg, version: version, log: log.With("node", cfg.Node.Name),
-		changed: make(chan struct{}, 1), moves: make(chan move),
+		changed: make(chan struct{}, 1), moves: make(chan move), knocks: make(chan cluster.NodeID, 64),
 		peers: map[cluster.NodeID]*peer{}, health: health.New(), conditions: map[cluster.NodeID]cluster.Condition{},
 	}
 	defer func() {
@@ -134,7 +135,7 @@ func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logg
 
 // openMesh takes the peers' ports.
 func (n *Node) openMesh() error {
-	key, err := mesh.LoadIdentity(filepath.Join(n.cfg.Node.DataDir, "identity.key"))
+	key, err := mesh.LoadIdentity(filepath.Join(n.cfg.Node.DataDir, identityFile))
 	if err != nil {
 		return err
 	}
@@ -282,6 +283,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.takePart(base) })
 	group.Go(func() error { return n.serveJoin(base, n.join) })
 	group.Go(func() error { n.bootstrap(base); return nil })
+	group.Go(func() error { n.knockAtBroken(base); return nil })
 	group.Go(serve(n.inner, n.peering))
 	group.Go(serve(n.server, n.listener))
 	n.log.Info("serving", "api", "http://"+n.Addr(), "engine", n.engine.Where(), "data_dir", n.cfg.Node.DataDir,

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/fault/health"
 	"github.com/ollamamax/ollamamax/internal/mesh"
 )
 
@@ -263,9 +264,58 @@ func (n *Node) lost(id cluster.NodeID, err error) {
 	gone := errors.As(err, &dial) && dial.Refused
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.health.Broke(id, gone, err.Error(), time.Now())
+	first := n.health.Broke(id, gone, err.Error(), time.Now())
 	n.touch()
+	if first && !gone {
+		select {
+		case n.knocks <- id:
+		default: // many broke at once; time will tell
+		}
+	}
 }
+
+// knockAtBroken looks after the peers whose connections broke, until ctx ends.
+func (n *Node) knockAtBroken(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-n.knocks:
+			n.handlers.Go(func() { n.knock(ctx, id) })
+		}
+	}
+}
+
+// knock looks at once, and a few times more, whether a peer whose connection broke is still there: a
+// process that is gone refuses, and need not be waited for.
+func (n *Node) knock(ctx context.Context, id cluster.NodeID) {
+	ctx, cancel := context.WithTimeout(ctx, health.DeadAfterBreak)
+	defer cancel()
+	ticker := time.NewTicker(knockEvery)
+	defer ticker.Stop()
+	for {
+		n.host.ClearBackoff(id)
+		conn, err := n.host.Dial(ctx, id, httpProtocol)
+		if err == nil {
+			_ = conn.Close() // it was only to see who answers
+		}
+		var dial *mesh.DialError
+		if errors.As(err, &dial) && dial.Refused {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.health.Broke(id, true, err.Error(), time.Now())
+			n.touch()
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+const knockEvery = 50 * time.Millisecond
 
 // remember keeps where a peer can be reached, for this run and the next.
 func (n *Node) remember(id cluster.NodeID, addrs []string) {

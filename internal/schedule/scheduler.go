@@ -53,7 +53,6 @@ func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.Nod
 	canonical := cluster.CanonicalModel(r.Model)
 	holders := v.Holders(r.Model)
 	if len(holders) == 0 || cluster.CloudModel(r.Model) {
-		holders = v.Nodes
 		if self := v.SelfNode(); self != nil && self.Serves() && !slices.Contains(tried, self.ID) {
 			return []*cluster.Node{self}
 		}

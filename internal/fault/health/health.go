@@ -57,15 +57,17 @@ func (d *Detector) Heard(id cluster.NodeID, leaving bool, now time.Time) {
 }
 
 // Broke tells that the connection with a node ended, or that it could not be reached. Refused means
-// that its machine answered and said that nothing listens there.
-func (d *Detector) Broke(id cluster.NodeID, refused bool, why string, now time.Time) {
+// that its machine answered and said that nothing listens there. It returns whether this is the
+// first such news since the node was last heard.
+func (d *Detector) Broke(id cluster.NodeID, refused bool, why string, now time.Time) (first bool) {
 	d.Expect(id, now)
 	r := d.nodes[id]
 	r.why = why
-	if r.broken.IsZero() {
+	if first = r.broken.IsZero(); first {
 		r.broken = now
 	}
 	r.gone = r.gone || refused
+	return first
 }
 
 // Judge returns a node's condition, the reason for one other than alive, and when it was last
