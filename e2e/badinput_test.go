@@ -99,6 +99,44 @@ func TestAClientThatLiesOrLeavesHurtsNobody(t *testing.T) {
 	}
 }
 
+func TestAnImpatientClientDoesNotBlameTheEngine(t *testing.T) {
+	_, node := startReadyNode(t, "--engine-url", startFake(t))
+	for range 100 {
+		r, err := http.NewRequestWithContext(t.Context(), "DELETE", node+"/api/delete", strings.NewReader(`{"model":"nope"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("X-Deadline", "2ms")
+		if resp, err := client.Do(r); err == nil {
+			resp.Body.Close()
+		}
+		if !answers(node + "/readyz") {
+			t.Fatal("the engine was called down because a client was in a hurry")
+		}
+	}
+	if code, text := ask(t, "POST", node+"/api/generate", `{"model":"m"}`, "X-Deadline", "soon"); code != 400 || !strings.Contains(text, "such as 30s") {
+		t.Errorf("%d %s", code, text)
+	}
+	if code, text := ask(t, "POST", node+"/api/generate", `{"model":"m","prompt":"x","stream":false}`, "X-Deadline", "1ns"); code != 504 {
+		t.Errorf("%d %s", code, text)
+	}
+}
+
+func TestAnEngineThatIsAwayForAMomentLosesNoModel(t *testing.T) {
+	m := fakeMember(t, "a", "m")
+	form(t, m)
+	fault(t, m, `{"kind":"refuse"}`)
+	eventually(t, 10*time.Second, "the engine is down", func() bool { return !answers(m.url + "/readyz") })
+	if code, _, text := generate(t, m, "m", "x"); code != 503 {
+		t.Errorf("a prompt for a model whose engine is away: %d %s", code, text)
+	}
+	if _, text := ask(t, "GET", m.url+"/api/tags", ""); !strings.Contains(text, "m:latest") {
+		t.Errorf("tags: %s", text)
+	}
+	fault(t, m, `{"kind":"none"}`)
+	eventually(t, 10*time.Second, "it is back", func() bool { code, _, _ := generate(t, m, "m", "x"); return code == 200 })
+}
+
 func TestInternalHeadersOfAClientAreDropped(t *testing.T) {
 	target, err := url.Parse(startFake(t))
 	if err != nil {

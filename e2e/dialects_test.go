@@ -146,18 +146,22 @@ func TestBadInputIsAnsweredAsOllamaAnswersIt(t *testing.T) {
 	bodies := []string{``, `{}`, `{bad`, `[]`, `"text"`, `{"model":""}`, `{"model":"nope"`, `{"model":7}`,
 		`{"messages":[{"role":"user","content":"x"}],"input":"x","max_tokens":3,"prompt":"x"}`,
 		`{"model":"nope","messages":[{"role":"user","content":"x"}],"input":"x","max_tokens":3,"prompt":"x","source":"nope","destination":"b"}`,
+		strings.Repeat("[", 1<<20), // deeper than any stack
 		`{"MODEL":"noise","name":"other","messages":[{"role":"user","content":"x"}],"input":"x","max_tokens":3,"max_output_tokens":3,"prompt":"x","stream":false,"options":{"num_predict":3,"temperature":0},"temperature":0}`,
 	}
 	for _, path := range paths {
-		for i, body := range bodies {
-			if path == "/api/pull" && i == len(bodies)-1 || path == "/api/pull" && i == len(bodies)-2 {
+		for _, body := range bodies {
+			if path == "/api/show" && strings.Contains(body, `"options"`) {
+				continue // Ollama shows two parameters in any order
+			}
+			if path == "/api/pull" && strings.Contains(body, `no`) {
 				continue // would ask a registry
 			}
 			t.Run(path+" "+body[:min(len(body), 30)], func(t *testing.T) {
 				status, header, got := askHeader(t, "POST", node+path, body)
 				directStatus, directHeader, direct := askHeader(t, "POST", engine+path, body)
 				if status != directStatus || masked(got) != masked(direct) || header.Get("Content-Type") != directHeader.Get("Content-Type") {
-					t.Errorf("%q:\n     got %d %s %q\ndirectly %d %s %q", body, status, header.Get("Content-Type"), got, directStatus, directHeader.Get("Content-Type"), direct)
+					t.Errorf("%.200q:\n     got %d %s %q\ndirectly %d %s %q", body, status, header.Get("Content-Type"), got, directStatus, directHeader.Get("Content-Type"), direct)
 				}
 			})
 		}
@@ -166,6 +170,7 @@ func TestBadInputIsAnsweredAsOllamaAnswersIt(t *testing.T) {
 		{"GET", "/api/chat"}, {"POST", "/api/tags"}, {"DELETE", "/api/chat"}, {"PUT", "/api/delete"}, {"HEAD", "/api/ps"},
 		{"GET", "/nowhere"}, {"GET", "/api/nowhere"}, {"GET", "/v1/models/nope"}, {"HEAD", "/"}, {"GET", "/"}, {"HEAD", "/api/version"},
 		{"GET", "/api/version"}, {"HEAD", "/api/tags"}, {"GET", "/api/status"}, {"GET", "/api/tags"}, {"GET", "/v1/models"}, {"GET", "/v1/models/noise"},
+		{"POST", "/api/me"}, {"POST", "/api/signout"}, {"DELETE", "/api/user/keys/abc"},
 		{"HEAD", "/api/blobs/sha256:" + strings.Repeat("0", 64)}, {"POST", "/api/blobs/nonsense"},
 	} {
 		t.Run(tc.method+" "+tc.path, func(t *testing.T) {

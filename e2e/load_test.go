@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -176,9 +175,4 @@ func countStream(url string, i, tokens int) error {
 		return fmt.Errorf("stream %d has %d records, the last %s", i, records, last)
 	}
 	return nil
-}
-
-func median(d []time.Duration) time.Duration {
-	slices.Sort(d)
-	return d[len(d)/2]
 }

@@ -215,6 +215,36 @@ func TestARemovedNodeThatRunsGetsNowhere(t *testing.T) {
 	testCluster{c[0], c[2]}.settled(t) // two are left: one voter, one observer
 }
 
+func TestTheRunningVoterOfTwoCanGo(t *testing.T) {
+	for _, how := range []string{"leave", "remove, asked of the other", "remove, asked of itself"} {
+		t.Run(how, func(t *testing.T) {
+			c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"))
+			voter, others := c.leader(t)
+			other := others[0]
+			args := map[string][]string{
+				"leave":                      {"leave", "--api", voter.url},
+				"remove, asked of the other": {"remove", voter.name, "--api", other.url},
+				"remove, asked of itself":    {"remove", voter.name, "--api", voter.url},
+			}[how]
+			if text, code := run(t, args...); code != 0 {
+				t.Fatalf("%v: %d %s", args, code, text)
+			}
+			others.settled(t)
+			newToken(t, other)
+			voter.stop(t)
+			newToken(t, other)
+		})
+	}
+	// Nobody is there to take over: it says so, and stays.
+	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"))
+	voter, others := c.leader(t)
+	others[0].crash(t)
+	eventually(t, 10*time.Second, "the other is dead", func() bool { return condition(t, voter, others[0].name) == cluster.Dead })
+	if text, code := run(t, "leave", "--api", voter.url); code != 1 || !strings.Contains(text, "no other node is up") {
+		t.Errorf("leave of the only voter: %d %s", code, text)
+	}
+}
+
 func TestANodeCanLeave(t *testing.T) {
 	for _, which := range []string{"leader", "follower"} {
 		t.Run(which, func(t *testing.T) {

@@ -38,6 +38,9 @@ func configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cfg.Cluster.Join != "" {
+				cfg.Cluster.Join = "(secret)"
+			}
 			text, err := yaml.Marshal(cfg)
 			if err != nil {
 				return fmt.Errorf("write configuration: %w", err)

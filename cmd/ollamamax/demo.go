@@ -14,7 +14,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,7 +143,7 @@ func (d *demo) find() error {
 		return fmt.Errorf("find own program: %w", err)
 	}
 	if d.engine == "" {
-		if d.engine, err = exec.LookPath("ollama"); err != nil {
+		if d.engine, err = exec.LookPath("ollama"); err != nil || !newEnough(d.engine) {
 			d.engine = demoEngine
 		}
 	}
@@ -164,6 +166,22 @@ func (d *demo) find() error {
 	// A person reads the answer of the first: sentences before noise.
 	slices.SortStableFunc(d.models, func(a, b string) int { return strings.Compare(modelName(b), modelName(a)) })
 	return nil
+}
+
+// newEnough tells whether an ollama is of version 0.30 or later, which runs llama-server as its child.
+func newEnough(ollama string) bool {
+	text, err := exec.Command(ollama, "--version").CombinedOutput()
+	if err != nil {
+		return false
+	}
+	found := regexp.MustCompile(`version is (\d+)\.(\d+)`).FindAllSubmatch(text, -1)
+	if len(found) == 0 {
+		return false
+	}
+	last := found[len(found)-1] // of the command, not of the server that may be running
+	major, _ := strconv.Atoi(string(last[1]))
+	minor, _ := strconv.Atoi(string(last[2]))
+	return major > 0 || minor >= 30
 }
 
 func nodeName(i int) string { return fmt.Sprintf("node-%d", i+1) }
@@ -189,19 +207,32 @@ func (d *demo) start(i int, token string) (*exec.Cmd, error) {
 	}
 	cmd.Env = append(os.Environ(), "HOME="+home, "OLLAMA_NO_CLOUD=1")
 	detach(cmd)
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", nodeName(i), err)
-	}
+	cmd.Stderr = &prefixed{out: d.out, prefix: nodeName(i) + ": "}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", nodeName(i), err)
 	}
-	go func() {
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			fmt.Fprintf(d.out, "%s: %s\n", nodeName(i), lines.Text())
-		}
-	}()
 	return cmd, nil
+}
+
+// prefixed passes whole lines on, each with the name of who wrote it.
+type prefixed struct {
+	out    io.Writer
+	prefix string
+	rest   []byte // of a line that has not ended
+}
+
+func (p *prefixed) Write(text []byte) (int, error) {
+	p.rest = append(p.rest, text...)
+	for {
+		line, rest, whole := bytes.Cut(p.rest, []byte("\n"))
+		if !whole {
+			return len(text), nil
+		}
+		if _, err := fmt.Fprintf(p.out, "%s%s\n", p.prefix, line); err != nil {
+			return 0, err
+		}
+		p.rest = rest
+	}
 }
 
 // invitation waits for the first node and has it make a token for the others.

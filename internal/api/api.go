@@ -10,10 +10,10 @@ import (
 
 // Error is what every route of /api/v1 answers when it cannot do what was asked.
 type Error struct {
-	Code    string `json:"code"`             // for programs; one of the Code constants
-	Message string `json:"message"`          // what is wrong
-	Hint    string `json:"hint,omitempty"`   // what to do
-	Origin  string `json:"origin,omitempty"` // the node that says so
+	Code    string `json:"code"`    // for programs; one of the Code constants
+	Message string `json:"message"` // what is wrong
+	Hint    string `json:"hint"`    // what to do
+	Origin  string `json:"origin"`  // the node that says so
 }
 
 func (e *Error) Error() string {

@@ -34,9 +34,9 @@ func TestViewFindsHoldersInWhateverSpelling(t *testing.T) {
 		{ID: "b", Name: "beta", Models: []Model{{Name: "M:latest"}, {Name: "m"}}},
 		{ID: "a", Name: "alpha", Models: []Model{{Name: "m:latest"}, {Name: "other"}}},
 	})
-	holders := v.Holders("library/m")
-	if len(holders) != 2 || holders[0].Name != "alpha" || holders[1].Name != "beta" {
-		t.Errorf("holders %v", holders)
+	replicas := v.Replicas("library/m")
+	if len(replicas) != 2 || replicas[0].Node.Name != "alpha" || replicas[1].Node.Name != "beta" {
+		t.Errorf("replicas %v", replicas)
 	}
 	if v.SelfNode().Name != "beta" || v.Find("alpha").ID != "a" || v.Find("a").Name != "alpha" || v.Find("x") != nil {
 		t.Error("a node is not found by its name and id")

@@ -105,6 +105,9 @@ type Node struct {
 	Version  string   `json:"version"`
 	APIAddr  string   `json:"api_addr"`
 	P2PAddrs []string `json:"p2p_addrs"` // multiaddrs with the node's id
+	// PeerAddrs is where the node reaches others now, for those that have lost them: two nodes that
+	// have both moved find each other through a third.
+	PeerAddrs map[NodeID][]string `json:"peer_addrs,omitempty"`
 
 	Role   Role `json:"role"`
 	Leader bool `json:"leader"`

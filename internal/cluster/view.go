@@ -19,31 +19,42 @@ type View struct {
 	Quorum    bool // what is proposed now would be agreed
 	Voters    int
 
-	byID    map[NodeID]*Node
-	holders map[string][]*Node
-	models  []Model // one replica of each name
-	chosen  map[string]Model
+	byID     map[NodeID]*Node
+	replicas map[string][]Replica
+	models   []Model // one replica of each name
+	chosen   map[string]Model
+}
+
+// Replica is a model on one node.
+type Replica struct {
+	Node   *Node
+	Model  Model
+	Loaded *Loaded // nil while it is only stored
 }
 
 // NewView takes over the nodes and indexes them. The caller may fill in the other fields before it
 // publishes the View.
 func NewView(self NodeID, at time.Time, nodes []*Node) *View {
-	v := &View{Self: self, At: at, Nodes: nodes, byID: make(map[NodeID]*Node, len(nodes)), holders: map[string][]*Node{}}
+	v := &View{Self: self, At: at, Nodes: nodes, byID: make(map[NodeID]*Node, len(nodes)), replicas: map[string][]Replica{}}
 	slices.SortFunc(nodes, func(a, b *Node) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 	})
 	for _, n := range nodes {
 		v.byID[n.ID] = n
+		loaded := make(map[string]*Loaded, len(n.Loaded))
+		for i := range n.Loaded {
+			loaded[CanonicalModel(n.Loaded[i].Name)] = &n.Loaded[i]
+		}
 		for _, m := range n.Models {
 			key := CanonicalModel(m.Name)
-			if !slices.Contains(v.holders[key], n) {
-				v.holders[key] = append(v.holders[key], n)
+			if held := v.replicas[key]; len(held) == 0 || held[len(held)-1].Node != n { // one a node
+				v.replicas[key] = append(held, Replica{n, m, loaded[key]})
 			}
 		}
 	}
-	v.chosen = make(map[string]Model, len(v.holders))
-	for name, holders := range v.holders {
-		m := v.choose(name, holders)
+	v.chosen = make(map[string]Model, len(v.replicas))
+	for name, replicas := range v.replicas {
+		m := v.choose(replicas)
 		v.chosen[name] = m
 		v.models = append(v.models, m)
 	}
@@ -55,7 +66,7 @@ func NewView(self NodeID, at time.Time, nodes []*Node) *View {
 
 // choose returns the replica that stands for a name: with the digest that the viewer holds, else
 // the most frequent one, else the newest. Dead nodes count only where nobody else holds the model.
-func (v *View) choose(name string, holders []*Node) Model {
+func (v *View) choose(replicas []Replica) Model {
 	type candidate struct {
 		model Model
 		own   int
@@ -63,8 +74,8 @@ func (v *View) choose(name string, holders []*Node) Model {
 		count int
 	}
 	var candidates []*candidate
-	for _, n := range holders {
-		m, _ := n.Model(name)
+	for _, r := range replicas {
+		n, m := r.Node, r.Model
 		i := slices.IndexFunc(candidates, func(c *candidate) bool { return c.model.Digest == m.Digest })
 		if i < 0 {
 			i = len(candidates)
@@ -101,9 +112,9 @@ func (v *View) Find(nameOrID string) *Node {
 	return nil
 }
 
-// Holders returns the nodes that hold a replica of the model, in the order of Nodes, whatever
-// their condition. The slice belongs to the View.
-func (v *View) Holders(model string) []*Node { return v.holders[CanonicalModel(model)] }
+// Replicas returns the replicas of the model, one a node, in the order of Nodes, whatever the nodes'
+// condition. The slice belongs to the View.
+func (v *View) Replicas(model string) []Replica { return v.replicas[CanonicalModel(model)] }
 
 // Models returns one replica for each name, newest first. Until a digest is agreed, requests for
 // the name go to nodes that hold this one's digest: two digests are two models. The slice belongs

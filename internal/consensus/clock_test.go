@@ -45,8 +45,12 @@ func TestClockInTimeLeavesRaftAlone(t *testing.T) {
 		nodes := tc.grow("a", "b")
 		time.Sleep(5 * time.Second) // the bubble's
 		for _, n := range nodes {
-			if got := n.raft.ReloadableConfig().HeartbeatTimeout; got != 300*time.Millisecond {
-				t.Errorf("%s waits %s", n.id, got)
+			want := 300 * time.Millisecond
+			if _, leads := n.leads(); leads {
+				want *= leaderPatience
+			}
+			if got := n.raft.ReloadableConfig().HeartbeatTimeout; got != want {
+				t.Errorf("%s waits %s, want %s", n.id, got, want)
 			}
 		}
 	})

@@ -19,7 +19,7 @@ type Config struct {
 	Heartbeat time.Duration
 	// Election is how long a candidate waits for votes, default Heartbeat. At least Heartbeat.
 	Election time.Duration
-	// Lease is how long a leader that hears from no majority stays one, default half of Heartbeat.
+	// Lease is how long a leader that hears from no majority stays one, default five sixths of Heartbeat.
 	// At most Heartbeat.
 	Lease time.Duration
 	// IOTimeout bounds each message to a peer, connecting included, default 2 s. It is also how
@@ -41,7 +41,7 @@ type Config struct {
 }
 
 // reconcileEvery is how often the leader looks at its peers' health, which announces no change.
-const reconcileEvery = 100 * time.Millisecond
+const reconcileEvery = 500 * time.Millisecond
 
 func (c Config) withDefaults() Config {
 	or := func(d *time.Duration, def time.Duration) {
@@ -54,7 +54,7 @@ func (c Config) withDefaults() Config {
 	}
 	or(&c.Heartbeat, 300*time.Millisecond)
 	or(&c.Election, c.Heartbeat)
-	or(&c.Lease, c.Heartbeat/2)
+	or(&c.Lease, c.Heartbeat*5/6)
 	or(&c.IOTimeout, 2*time.Second)
 	or(&c.ApplyTimeout, 5*time.Second)
 	or(&c.SteadyAfter, time.Second)

@@ -21,6 +21,9 @@ import (
 // lockTimeout is how long another process may take to let go of the store.
 const lockTimeout = time.Second
 
+// cachedLogs is how many of the last log entries are kept in memory besides.
+const cachedLogs = 64
+
 // keyApplied holds the index of the last command that was applied, so that a restarted node shows
 // the State again before it has found a leader.
 const keyApplied = "OllamamaxApplied"
@@ -56,7 +59,12 @@ func openStore(dir string, log *slog.Logger) (_ *store, err error) {
 		_ = bolt.Close()
 		return nil, fmt.Errorf("open agreed state in %s: %w", dir, err)
 	}
-	return &store{LogStore: bolt, stable: bolt, snapshots: snapshots, close: bolt.Close, log: log}, nil
+	cached, err := raft.NewLogCache(cachedLogs, bolt) // the leader reads the last entry with every message
+	if err != nil {
+		_ = bolt.Close()
+		return nil, err
+	}
+	return &store{LogStore: cached, stable: bolt, snapshots: snapshots, close: bolt.Close, log: log}, nil
 }
 
 // HasState reports whether dir holds the agreed state of a cluster that this node once founded or

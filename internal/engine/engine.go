@@ -30,9 +30,10 @@ import (
 const DefaultURL = "http://127.0.0.1:11434"
 
 const (
-	probeInterval = time.Second
-	probeTimeout  = 3 * time.Second
-	dialTimeout   = 2 * time.Second
+	probeInterval  = time.Second
+	fullProbeEvery = 5
+	probeTimeout   = 3 * time.Second
+	dialTimeout    = 2 * time.Second
 )
 
 // Config says which engine is beside the node. Every field needs a restart.
@@ -98,6 +99,7 @@ type Engine struct {
 	probing   chan struct{} // a lock that a context can give up on
 	last      inventory     // guarded by probing
 	busy      atomic.Int64
+	trouble   atomic.Pointer[string] // why a supervised engine ended last; nil: it did not
 }
 
 // ErrDown is returned for a request while there is no engine to send it to.
@@ -140,7 +142,7 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 		}
 		e.base.Store(u)
 	}
-	e.status.Store(&Status{Engine: cluster.Engine{Kind: cfg.Kind, Condition: condition, Why: why}})
+	e.status.Store(&Status{Engine: cluster.Engine{Kind: cfg.Kind, Condition: condition, Why: why}, Models: []cluster.Model{}, Loaded: []cluster.Loaded{}})
 	return e, nil
 }
 
@@ -154,8 +156,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	group.Go(func() error {
 		ticker := time.NewTicker(probeInterval)
 		defer ticker.Stop()
-		for {
-			e.Refresh(ctx)
+		for i := 0; ; i++ {
+			e.look(ctx, i%fullProbeEvery == 0)
 			select {
 			case <-ctx.Done():
 				return nil
@@ -182,29 +184,43 @@ func (e *Engine) Where() string {
 	return e.cfg.URL
 }
 
-// Refresh asks the engine what it holds and returns when Status says so, or ctx ends. It is called
-// every second, and after each request that changed what the engine holds.
-func (e *Engine) Refresh(ctx context.Context) {
+// Refresh asks the engine what it holds and returns when Status says so, or ctx ends: after a
+// request that changed it. Run looks by itself for what others change: every second for what is
+// loaded, every fifth for all.
+func (e *Engine) Refresh(ctx context.Context) { e.look(ctx, true) }
+
+// look asks for everything, or only for what is loaded, which says as well that the engine lives.
+func (e *Engine) look(ctx context.Context, full bool) {
 	select {
 	case e.probing <- struct{}{}:
 		defer func() { <-e.probing }()
 	case <-ctx.Done():
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	next, err := e.probe(ctx)
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return // we are stopping; the engine is not to blame
+	next, err := e.probe(probing, full)
+	if ctx.Err() != nil {
+		return // the caller left, or we are stopping; the engine is not to blame
 	}
+	previous := e.Status()
 	if err != nil {
-		next = &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Condition: cluster.EngineDown, Why: err.Error()}}
+		// What it held it holds still: prompts for it are to wait or fail, not to be told that there
+		// is no such model.
+		next = &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Version: previous.Engine.Version, Condition: cluster.EngineDown, Why: err.Error()},
+			Models: previous.Models, Loaded: previous.Loaded}
 		if e.cfg.Command != "" && errors.Is(err, ErrDown) {
 			next.Engine.Condition, next.Engine.Why = cluster.EngineStarting, "starting"
+			if trouble := e.trouble.Load(); trouble != nil {
+				next.Engine.Why = *trouble
+			}
 		}
 		e.last = inventory{}
+		if next.Engine == previous.Engine {
+			next = previous
+		}
 	}
-	if previous := e.Status(); next != previous {
+	if next != previous {
 		e.status.Store(next)
 		if next.Engine != previous.Engine {
 			e.deps.Log.Info("engine changed", "where", e.Where(), "condition", next.Engine.Condition,

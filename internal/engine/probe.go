@@ -25,9 +25,15 @@ type inventory struct{ version, tags, ps []byte }
 
 // probe asks an Ollama for its version and for what it holds and has loaded. It returns the
 // present Status itself when nothing has changed.
-func (e *Engine) probe(ctx context.Context) (*Status, error) {
+func (e *Engine) probe(ctx context.Context, full bool) (*Status, error) {
 	var now inventory
 	var err error
+	if now.ps, err = e.get(ctx, "/api/ps"); err != nil {
+		return nil, err
+	}
+	if !full && bytes.Equal(now.ps, e.last.ps) {
+		return e.Status(), nil
+	}
 	if now.version, err = e.get(ctx, "/api/version"); err != nil {
 		return nil, err
 	}
@@ -38,13 +44,13 @@ func (e *Engine) probe(ctx context.Context) (*Status, error) {
 	if now.tags, err = e.get(ctx, "/api/tags"); err != nil {
 		return nil, err
 	}
-	if now.ps, err = e.get(ctx, "/api/ps"); err != nil {
-		return nil, err
-	}
 	if bytes.Equal(now.version, e.last.version) && bytes.Equal(now.tags, e.last.tags) && bytes.Equal(now.ps, e.last.ps) {
 		return e.Status(), nil
 	}
-	next := &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Version: version, Condition: cluster.EngineReady}}
+	next := &Status{
+		Engine: cluster.Engine{Kind: e.cfg.Kind, Version: version, Condition: cluster.EngineReady},
+		Models: []cluster.Model{}, Loaded: []cluster.Loaded{}, // lists, also on the wire
+	}
 	v1 := map[string]json.RawMessage{}
 	list, err := e.get(ctx, "/v1/models")
 	if err != nil {
@@ -103,7 +109,7 @@ func (e *Engine) get(ctx context.Context, path string) ([]byte, error) {
 	if resp.Header.Get("X-Ollamamax-Node") != "" {
 		return nil, fmt.Errorf("ask engine for %s: %s is an OllamaMax node, not an engine: set --engine-url to the Ollama itself", path, e.Where())
 	}
-	if resp.StatusCode != http.StatusOK || !gjson.ValidBytes(body) {
+	if resp.StatusCode != http.StatusOK || !json.Valid(body) {
 		return nil, fmt.Errorf("ask engine for %s: status %d, no Ollama at %s", path, resp.StatusCode, e.Where())
 	}
 	return body, nil

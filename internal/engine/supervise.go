@@ -49,6 +49,8 @@ func (e *Engine) supervise(ctx context.Context) error {
 		if time.Since(began) > steadyAfter {
 			backoff = minBackoff
 		}
+		trouble := fmt.Sprintf("%s: %v; starting it again", e.cfg.Command, err)
+		e.trouble.Store(&trouble)
 		e.deps.Log.Warn("engine ended; restarting it", "command", e.cfg.Command, "err", err, "in", backoff)
 		select {
 		case <-ctx.Done():

@@ -35,6 +35,7 @@ func (g *Gateway) attempts(x *exchange, req *request) {
 		x.attempts++
 		a, err := g.attempt(ctx, x, req, node)
 		if ctx.Err() != nil {
+			a.close()
 			release()
 			g.metrics.attempts.WithLabelValues("abandoned").Inc()
 			g.fail(x, ctx.Err())
@@ -42,8 +43,16 @@ func (g *Gateway) attempts(x *exchange, req *request) {
 		}
 		var next *cluster.Node
 		var releaseNext func()
-		if again, why := g.mayTryNext(req, a, err, &retried); again {
-			if next, releaseNext = g.deps.Pick(req.Request, tried); next != nil || err == nil && a.refused() != "" {
+		if again, why := mayTryNext(req, a, err, retried); again {
+			next, releaseNext = g.deps.Pick(req.Request, tried)
+			if next != nil && overloaded(a) {
+				retried = true
+				if !g.budget.spend() {
+					releaseNext()
+					next = nil
+				}
+			}
+			if next != nil {
 				err = why
 			}
 		}
@@ -67,23 +76,29 @@ func (g *Gateway) attempts(x *exchange, req *request) {
 
 // mayTryNext tells whether another node may be asked, and why this one did not do: one that did
 // nothing always; one that may have done something only for what changes nothing.
-func (g *Gateway) mayTryNext(req *request, a *answer, err error, retried *bool) (bool, error) {
-	repeatable := !req.route.changes && !req.upload
+func mayTryNext(req *request, a *answer, err error, retried bool) (bool, error) {
+	if req.upload != nil && req.upload.begun() {
+		return false, err
+	}
+	repeatable := !req.route.changes && req.upload == nil
 	if err != nil {
-		return repeatable || neverSent(err), err
+		return repeatable || neverSent(err) || errors.As(err, new(refusedError)), err
 	}
 	status := a.resp.StatusCode
 	switch {
-	case a.refused() != "":
-		return true, errors.New(a.refused())
 	case status == http.StatusNotFound && repeatable && req.Model != "":
 		_, held := a.node.Model(cluster.CanonicalModel(req.Model))
 		return held, errors.New("does not hold the model any more")
-	case status >= 500 && status != http.StatusNotImplemented && repeatable && !*retried && g.budget.spend():
-		*retried = true
+	case overloaded(a) && repeatable && !retried:
 		return true, fmt.Errorf("answered %d", status)
 	}
 	return false, nil
+}
+
+// overloaded tells whether an engine answered that it cannot now: another may, but all of them
+// together must not be asked twice as much because they are asked too much.
+func overloaded(a *answer) bool {
+	return a != nil && a.resp.StatusCode >= 500 && a.resp.StatusCode != http.StatusNotImplemented
 }
 
 // neverSent tells whether a request failed before anything of it was sent.
@@ -121,11 +136,13 @@ func (a *answer) close() {
 	buffers.Put(a.buf)
 }
 
-// refused is why a peer did nothing, "" if it did.
-func (a *answer) refused() string { return a.resp.Header.Get(refusedHeader) }
-
-// refusedHeader is how a node tells the gateway that asked it that it did nothing.
+// refusedHeader is how a node tells the gateway that asked it that it did nothing, and why.
 const refusedHeader = "X-Ollamamax-Refused"
+
+// refusedError is why a node did nothing.
+type refusedError string
+
+func (e refusedError) Error() string { return string(e) }
 
 // attempt has one node serve the request and reads the first piece of its answer. An error means
 // that there is no answer.
@@ -138,6 +155,10 @@ func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, node *
 	}
 	a := &answer{node: node, resp: resp, buf: buffers.Get().(*[]byte), cancel: cancel}
 	a.n, a.err = firstPiece(resp.Body, *a.buf, req.stream)
+	if why := resp.Header.Get(refusedHeader); why != "" {
+		a.close()
+		return nil, refusedError(why)
+	}
 	if a.err != nil && a.err != io.EOF {
 		a.close()
 		return nil, fmt.Errorf("read answer: %w", a.err)
@@ -247,12 +268,14 @@ func (g *Gateway) outgoing(ctx context.Context, x *exchange, req *request) *http
 	copyHeader(out.Header, x.r.Header)
 	out.Header.Set("X-Request-Id", x.id)
 	switch {
-	case req.upload:
-		out.Body, out.ContentLength = x.r.Body, x.r.ContentLength
+	case req.upload != nil:
+		out.Body, out.ContentLength = req.upload.attempt(), x.r.ContentLength
 	case len(req.body) > 0:
 		out.ContentLength = int64(len(req.body))
 		out.Body = io.NopCloser(bytes.NewReader(req.body))
-		out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(req.body)), nil }
+		if !req.route.changes { // else net/http itself might send it twice
+			out.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(req.body)), nil }
+		}
 	}
 	if out.Header.Get("User-Agent") == "" {
 		out.Header.Set("User-Agent", "") // keeps net/http from naming itself

@@ -26,8 +26,6 @@ func (o outcome) failed() string {
 	switch {
 	case o.err != nil:
 		return o.err.Error()
-	case o.a.refused() != "":
-		return o.a.refused()
 	case o.a.resp.StatusCode >= 400:
 		text := (*o.a.buf)[:o.a.n]
 		return cmp.Or(gjson.GetBytes(text, "error").String(), fmt.Sprintf("status %d: %.200s", o.a.resp.StatusCode, text))

@@ -32,8 +32,12 @@ func (g *Gateway) local(x *exchange) {
 		refuse(x, "node takes no work: draining, or its engine is not running")
 		return
 	}
-	req := &request{route: x.route, upload: x.r.Method == http.MethodPost && x.route.path == "/api/blobs/{digest}"}
-	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead && !req.upload {
+	req := &request{route: x.route}
+	switch {
+	case x.r.Method == http.MethodGet || x.r.Method == http.MethodHead:
+	case x.route.path == "/api/blobs/{digest}":
+		req = g.streamed(x)
+	default:
 		if req = g.read(x); req == nil {
 			return
 		}

@@ -10,6 +10,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
@@ -41,10 +42,10 @@ type request struct {
 	cluster.Request
 	route  *route
 	body   []byte
-	stream bool // the client wants the answer piece by piece
-	unload bool // the client asks the engine to let go of the model after this
-	prompt bool // there is something to answer
-	upload bool // the body is not here but streams on from the client
+	stream bool    // the client wants the answer piece by piece
+	unload bool    // the client asks the engine to let go of the model after this
+	prompt bool    // there is something to answer
+	upload *upload // the body is not here but streams on from the client; nil for others
 
 	notObject             bool // JSON, but not an object: the engine says what it thinks of it
 	hasMessages, hasInput bool // what Ollama's /v1 routes ask for before they look at the model
@@ -108,8 +109,10 @@ func parse(rt *route, r *http.Request, body []byte) (*request, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := req.peek(text); err != nil {
-			return nil, err
+		if len(text) > 0 || !rt.bodyless {
+			if err := req.peek(text); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if req.Model == "" && rt.missing != nil && !req.notObject {
@@ -140,7 +143,7 @@ func decompressed(r *http.Request, body []byte) ([]byte, error) {
 // peek reads the few fields that matter in one pass. Like Ollama's decoder it takes the last of
 // equal keys, in whatever case they are written, and looks at the first JSON value only.
 func (req *request) peek(text []byte) error {
-	if !gjson.ValidBytes(text) {
+	if !json.Valid(text) { // which bounds the depth of nesting, as gjson's own check does not
 		decoder := json.NewDecoder(bytes.NewReader(text))
 		var first json.RawMessage
 		if err := decoder.Decode(&first); err != nil {
@@ -213,4 +216,50 @@ func multipartModel(contentType string, body []byte) (string, error) {
 			return string(value), err
 		}
 	}
+}
+
+// upload is a body that streams from the client to an engine. Nothing of it can be read twice.
+type upload struct {
+	mu   sync.Mutex
+	src  io.Reader
+	read bool // an attempt has begun to read it
+}
+
+// begun tells whether an attempt has read of the body, after which no other can.
+func (u *upload) begun() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.read
+}
+
+// attempt returns the body for one attempt, which may close it and still leave it to the next.
+func (u *upload) attempt() io.ReadCloser { return &uploadAttempt{of: u} }
+
+type uploadAttempt struct {
+	of     *upload
+	closed bool // guarded by of.mu
+}
+
+func (a *uploadAttempt) Read(p []byte) (int, error) {
+	a.of.mu.Lock()
+	defer a.of.mu.Unlock()
+	if a.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	a.of.read = true
+	return a.of.src.Read(p)
+}
+
+func (a *uploadAttempt) Close() error {
+	a.of.mu.Lock()
+	defer a.of.mu.Unlock()
+	a.closed = true
+	return nil
+}
+
+// streamed returns a request whose body goes to the engine as it comes.
+func (g *Gateway) streamed(x *exchange) *request {
+	return &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route, upload: &upload{
+		src: &impatientReader{r: x.r.Body, control: http.NewResponseController(x.w), timeout: g.cfg.Timeouts.Read},
+	}}
 }

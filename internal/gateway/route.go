@@ -15,6 +15,7 @@ type route struct {
 	streams   bool // answers piece by piece unless the body says "stream": false
 	multipart bool // the body is a form, not JSON
 	infers    bool // loads the model if it is not loaded
+	bodyless  bool // may come without a body
 	changes   bool // changes what the engine holds: never sent twice, and the inventory is read anew
 	as        string
 	// missing says how Ollama refuses a body that names no model; nil: it is the engine's to judge.
@@ -60,10 +61,11 @@ func routes() []*route {
 		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, changes: true, missing: emptySourceInvalid},
 		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardHolders, changes: true, missing: modelRequired},
 
+		// An account is one engine's: these are not tried on another.
 		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},
-		{path: "/api/me", methods: post, serve: (*Gateway).forwardOwn},
-		{path: "/api/signout", methods: post, serve: (*Gateway).forwardOwn},
-		{path: "/api/user/keys/{key}", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardOwn},
+		{path: "/api/me", methods: post, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
+		{path: "/api/signout", methods: post, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
+		{path: "/api/user/keys/{key}", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
 		{path: "/api/experimental/web_search", methods: post, serve: (*Gateway).forwardOwn},
 		{path: "/api/experimental/web_fetch", methods: post, serve: (*Gateway).forwardOwn},
 		{path: "/api/experimental/model-recommendations", methods: get, serve: (*Gateway).forwardOwn},
@@ -150,7 +152,7 @@ func (g *Gateway) blob(x *exchange) {
 			x.answer(http.StatusOK, "", nil)
 			return
 		}
-		req.upload = true
+		req = g.streamed(x)
 	}
 	g.attempts(x, req)
 }

@@ -25,8 +25,9 @@ const (
 	joinProtocol = "join/1"
 	httpProtocol = "http/1"
 
-	joinTimeout = 15 * time.Second
-	maxJoin     = 64 << 10 // bytes of a message of the join protocol
+	joinTimeout    = 15 * time.Second
+	connectTimeout = 5 * time.Second
+	maxJoin        = 64 << 10 // bytes of a message of the join protocol
 )
 
 // The data directory's files that more than one place names.
@@ -93,8 +94,13 @@ func (n *Node) openConsensus() error {
 		},
 		Forward: n.forwardCommand,
 		Healthy: func(id cluster.NodeID) bool {
-			node := n.View().Node(id)
-			return node != nil && node.Condition != cluster.Dead && node.Why != "stopped"
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			if p := n.peers[id]; p != nil && p.pulse.Leaving {
+				return false
+			}
+			condition, _, _ := n.health.Judge(id, time.Now())
+			return condition != cluster.Dead
 		},
 		Log: n.log,
 	})
@@ -132,8 +138,16 @@ func (n *Node) enter(ctx context.Context) error {
 		if err := n.openConsensus(); err != nil {
 			return err
 		}
+		if state := n.state(); state.Founded() && state.ClusterID != known { // it died while it changed clusters
+			if err := n.changeSeat(); err != nil {
+				return err
+			}
+		}
 		n.log.Info("coming back to the cluster", "cluster", known)
 	case token != "":
+		if err := os.RemoveAll(n.raftDir()); err != nil { // of a cluster that was founded only by half
+			return fmt.Errorf("join: %w", err)
+		}
 		if err := n.redeem(ctx, token); err != nil {
 			return err
 		}
@@ -152,7 +166,7 @@ func (n *Node) enter(ctx context.Context) error {
 func (n *Node) found(ctx context.Context) error {
 	c := n.consensus.Load()
 	if !c.State().Founded() {
-		command, err := cluster.NewFound(time.Now(), n.id, n.cfg.Node.Name, n.host.Addrs())
+		command, err := cluster.NewFound(time.Now(), n.id, n.cfg.Node.Name, n.addrs())
 		if err != nil {
 			return fmt.Errorf("found a cluster: %w", err)
 		}
@@ -188,7 +202,9 @@ func (n *Node) redeem(ctx context.Context, text string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	reached, err := n.host.Connect(ctx, token.Addrs)
+	connect, cancelConnect := context.WithTimeout(ctx, connectTimeout) // not all that it names need be up
+	defer cancelConnect()
+	reached, err := n.host.Connect(connect, token.Addrs)
 	if len(reached) == 0 {
 		return fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
 	}
@@ -198,7 +214,9 @@ func (n *Node) redeem(ctx context.Context, text string) error {
 			continue
 		}
 		if a.Error != "" {
-			return fmt.Errorf("join: %w", cluster.ErrorFromCode(a.Code, a.Error))
+			// Another member may know better: one that lags, or is cut off, does not know the token.
+			err = cluster.ErrorFromCode(a.Code, a.Error)
+			continue
 		}
 		certificate, err := cluster.ParseCertificate(a.Certificate)
 		if err == nil && a.Trust.ClusterID != token.ClusterID {
@@ -228,7 +246,7 @@ func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.J
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline) // a stream that is gone fails at the write below
 	}
-	request := joinRequest{TokenID: token.ID, Secret: token.Secret, Name: n.cfg.Node.Name, Addrs: n.host.Addrs()}
+	request := joinRequest{TokenID: token.ID, Secret: token.Secret, Name: n.cfg.Node.Name, Addrs: n.addrs()}
 	if err := json.NewEncoder(conn).Encode(request); err != nil {
 		return nil, fmt.Errorf("ask member %s: %w", id, err)
 	}
@@ -268,7 +286,7 @@ func (n *Node) answerJoin(ctx context.Context, id cluster.NodeID, r joinRequest)
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	refuse := func(err error) joinAnswer {
-		n.log.Warn("refused a newcomer", "peer", id, "name", r.Name, "why", err)
+		n.log.Warn("refused a newcomer", "peer", id, "name", cluster.CleanName(r.Name), "why", cluster.ErrorCode(err))
 		return joinAnswer{Code: cluster.ErrorCode(err), Error: err.Error()}
 	}
 	if n.kept.read().Removed != "" {
@@ -319,7 +337,33 @@ func (n *Node) apply(ctx context.Context, c cluster.Command) error {
 	if agreement == nil || n.kept.read().Removed != "" {
 		return fmt.Errorf("%w: this node belongs to no cluster any more", cluster.ErrNotMember)
 	}
-	return agreement.Apply(ctx, c)
+	if c.Remove != nil && c.Remove.ID == n.id {
+		if err := n.standAside(ctx, agreement); err != nil {
+			return err
+		}
+	}
+	if err := agreement.Apply(ctx, c); err != nil {
+		return err
+	}
+	n.rebuild() // whoever asked sees what it did
+	return nil
+}
+
+// standAside hands the leadership over before this node is removed: the others bar it from then
+// on, and could not take it over any more.
+func (n *Node) standAside(ctx context.Context, agreement *consensus.Consensus) error {
+	if agreement.Status().Leader != n.id || len(agreement.State().Members) < 2 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverGrace)
+	defer cancel()
+	if err := agreement.HandOver(ctx); err != nil {
+		return fmt.Errorf("hand over before leaving: %w", err)
+	}
+	if agreement.Status().Leader == n.id {
+		return fmt.Errorf("%w: no other node is up to lead the cluster without this one: start one, or remove those that are gone first", cluster.ErrNoQuorum)
+	}
+	return nil
 }
 
 // joinOther makes a node that is alone a member of another cluster, without a restart.
@@ -329,10 +373,11 @@ func (n *Node) joinOther(ctx context.Context, token string) error {
 		return err
 	}
 	state := n.state()
-	if t.ClusterID == state.ClusterID && state.ClusterID != "" {
+	removed := n.kept.read().Removed != ""
+	if !removed && t.ClusterID == state.ClusterID && state.ClusterID != "" {
 		return nil // it is one already
 	}
-	if n.kept.read().Removed != "" || len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
+	if removed || len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
 		return control.ErrNotAlone
 	}
 	reply := make(chan error, 1)
@@ -446,7 +491,7 @@ func (n *Node) follow(ctx context.Context, state *cluster.State) {
 
 // announce tells the cluster where this node is now, if that has changed since it was last here.
 func (n *Node) announce(ctx context.Context, m cluster.Member) {
-	addrs := n.host.Addrs()
+	addrs := n.addrs()
 	if slices.Equal(addrs, m.Addrs) {
 		return
 	}

@@ -8,6 +8,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -201,7 +203,7 @@ func (n *Node) openAPI() error {
 		ReadHeaderTimeout: n.cfg.Gateway.Timeouts.Header,
 		IdleTimeout:       n.cfg.Gateway.Timeouts.Idle,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          n.quietLog(),
+		ErrorLog:          n.httpLog(),
 	}
 	inner := http.NewServeMux()
 	front.RegisterLocal(inner)
@@ -305,7 +307,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	ending.Wait()
 	cancel()
-	if c := n.consensus.Load(); c != nil && n.kept.read().Removed == "" {
+	if c := n.consensus.Load(); c != nil {
 		handOver, cancel := context.WithTimeout(context.WithoutCancel(ctx), handOverGrace)
 		if err := c.HandOver(handOver); err != nil {
 			n.log.Warn("cannot hand over; the others may be unable to agree until this node is back", "err", err)
@@ -360,16 +362,26 @@ func (n *Node) bootstrap(ctx context.Context) {
 
 const bootstrapEvery = 15 * time.Second
 
-// tokenAddrs are where a newcomer may find the cluster: this node first, then the others.
-func (n *Node) tokenAddrs() []string {
+// addrs are where others can reach this node, as many as are agreed on.
+func (n *Node) addrs() []string {
 	addrs := n.host.Addrs()
-	for _, node := range n.View().Nodes {
-		if node.ID != n.id && node.Condition == cluster.Alive {
-			addrs = append(addrs, node.P2PAddrs...)
+	return addrs[:min(len(addrs), maxAddrs)]
+}
+
+// tokenAddrs are where a newcomer may find the cluster: this node first, then the others as far as
+// they fit.
+func (n *Node) tokenAddrs() []string {
+	addrs := n.addrs()
+	for _, m := range n.state().Sorted() {
+		node := n.View().Node(m.ID)
+		if m.ID != n.id && node != nil && node.Condition == cluster.Alive && len(addrs)+len(m.Addrs) <= maxTokenAddrs {
+			addrs = append(addrs, m.Addrs...) // agreed, and so well-formed
 		}
 	}
 	return addrs
 }
+
+const maxTokenAddrs = 32
 
 // leave ends the node's membership: it serves from its own engine alone from then on.
 func (n *Node) leave(ctx context.Context) error {
@@ -380,16 +392,20 @@ func (n *Node) leave(ctx context.Context) error {
 	return nil
 }
 
-// quietLog takes what net/http has to say of connections, which is for debugging.
-func (n *Node) quietLog() *log.Logger { return slog.NewLogLogger(n.log.Handler(), slog.LevelDebug) }
+// httpLog takes what net/http has to say: handlers that panicked, above all.
+func (n *Node) httpLog() *log.Logger { return slog.NewLogLogger(n.log.Handler(), slog.LevelWarn) }
 
 // notOurselves refuses an engine URL that is this very node, whose requests would go round for ever.
 func (n *Node) notOurselves() error {
-	u, err := url.Parse(n.cfg.Engine.URL)
-	if err != nil || n.cfg.Engine.URL == "" || u.Host != n.Addr() {
+	if n.cfg.Engine.Command != "" {
 		return nil
 	}
-	return fmt.Errorf("engine.url is %s, which is this node itself: name the Ollama beside it, usually %s", n.cfg.Engine.URL, engine.DefaultURL)
+	where := cmp.Or(n.cfg.Engine.URL, engine.DefaultURL)
+	u, err := url.Parse(where)
+	if err != nil || strings.Replace(u.Host, "localhost:", "127.0.0.1:", 1) != n.Addr() {
+		return nil
+	}
+	return fmt.Errorf("engine.url is %s, which is this node itself: name the Ollama beside it, or listen elsewhere", where)
 }
 
 // writable makes the data directory and tries to write there, so that a node fails at its start

@@ -66,7 +66,7 @@ func (n *Node) peerServer(mux *http.ServeMux) *http.Server {
 		ReadHeaderTimeout: n.cfg.Gateway.Timeouts.Header,
 		IdleTimeout:       n.cfg.Gateway.Timeouts.Idle,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          n.quietLog(),
+		ErrorLog:          n.httpLog(),
 	}
 }
 
@@ -93,6 +93,11 @@ func (n *Node) serveApply(w http.ResponseWriter, r *http.Request) {
 		replyApplied(w, 0, cluster.ErrNotLeader)
 		return
 	}
+	if command.Remove != nil && command.Remove.ID == n.id && c.Status().Leader == n.id {
+		err := n.apply(r.Context(), command) // through whoever leads then
+		replyApplied(w, c.State().Version, err)
+		return
+	}
 	version, err := c.ApplyAsLeader(r.Context(), command)
 	replyApplied(w, version, err)
 }
@@ -100,8 +105,11 @@ func (n *Node) serveApply(w http.ResponseWriter, r *http.Request) {
 func (n *Node) serveTransfer(w http.ResponseWriter, r *http.Request) {
 	var to api.NodeName
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, cluster.MaxCommand)).Decode(&to)
-	if c := n.consensus.Load(); err == nil && c != nil {
-		err = c.Transfer(r.Context(), cluster.NodeID(to.Node))
+	if c := n.consensus.Load(); err == nil {
+		err = cluster.ErrNotLeader
+		if c != nil {
+			err = c.Transfer(r.Context(), cluster.NodeID(to.Node))
+		}
 	}
 	replyApplied(w, 0, err)
 }

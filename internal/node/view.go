@@ -15,7 +15,10 @@ import (
 )
 
 // judgeEvery is how often the conditions of the peers are judged anew.
-const judgeEvery = 100 * time.Millisecond
+const judgeEvery = 200 * time.Millisecond
+
+// pauseAfter is how late that may be before this node doubts itself and not the others.
+const pauseAfter = time.Second
 
 // peer is what another node has told of itself.
 type peer struct {
@@ -37,6 +40,7 @@ func (n *Node) touch() {
 func (n *Node) keepView(ctx context.Context) {
 	ticker := time.NewTicker(judgeEvery)
 	defer ticker.Stop()
+	last := time.Now()
 	for {
 		n.rebuild()
 		n.disconnectDead()
@@ -45,12 +49,14 @@ func (n *Node) keepView(ctx context.Context) {
 			return
 		case <-n.changed:
 		case <-ticker.C:
-			for !n.judgedOtherwise() {
+			last = n.sinceLook(last)
+			for !n.looksOtherwise() {
 				select {
 				case <-ctx.Done():
 					return
 				case <-n.changed:
 				case <-ticker.C:
+					last = n.sinceLook(last)
 					continue
 				}
 				break
@@ -59,13 +65,30 @@ func (n *Node) keepView(ctx context.Context) {
 	}
 }
 
-// judgedOtherwise tells whether a peer's condition is another than the View shows.
-func (n *Node) judgedOtherwise() bool {
+// sinceLook returns the time. If this process did not run since the last look, the peers' silence
+// was its own deafness.
+func (n *Node) sinceLook(last time.Time) time.Time {
+	now := time.Now()
+	if gap := now.Sub(last); gap > pauseAfter {
+		n.mu.Lock()
+		n.health.Paused(gap)
+		n.mu.Unlock()
+		n.log.Warn("this node did not run for a while; is the machine overloaded or was it suspended?", "for", gap)
+	}
+	return now
+}
+
+// looksOtherwise tells whether a peer's condition, or how busy this node is, is another than the
+// View shows.
+func (n *Node) looksOtherwise() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := time.Now()
 	for _, node := range n.View().Nodes {
 		if node.ID == n.id {
+			if node.Slots.Busy != n.engine.Busy() {
+				return true
+			}
 			continue
 		}
 		if condition, _, _ := n.health.Judge(node.ID, now); condition != node.Condition {
@@ -111,6 +134,12 @@ func (n *Node) rebuild() {
 			}
 		}
 	}
+	self.PeerAddrs = map[cluster.NodeID][]string{}
+	for _, node := range nodes[1:] {
+		if node.Condition == cluster.Alive && len(node.P2PAddrs) > 0 {
+			self.PeerAddrs[node.ID] = node.P2PAddrs
+		}
+	}
 	for _, node := range nodes {
 		node.Leader = node.ID == agreed.Leader && agreed.Leader != ""
 		node.Role = cluster.Observer
@@ -129,7 +158,7 @@ func (n *Node) describe(state *cluster.State) *cluster.Node {
 	status := n.engine.Status()
 	engineNow := status.Engine
 	self := &cluster.Node{
-		ID: n.id, Name: n.cfg.Node.Name, Version: n.version, APIAddr: n.Addr(), P2PAddrs: n.host.Addrs(),
+		ID: n.id, Name: n.cfg.Node.Name, Version: n.version, APIAddr: n.Addr(), P2PAddrs: n.addrs(),
 		Condition: cluster.Alive, State: cluster.Active, LastSeen: time.Now().UTC(), Boot: n.boot,
 		Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
 		Slots: cluster.Slots{Busy: n.engine.Busy(), Total: n.engine.Slots()},
@@ -234,6 +263,9 @@ func (n *Node) entryReceived(id cluster.NodeID, boot, version uint64, data []byt
 		n.log.Warn("cannot read what a peer tells; is it of another version?", "peer", id, "err", err)
 		return
 	}
+	told.Models = told.Models[:min(len(told.Models), maxModels)]
+	told.Loaded = told.Loaded[:min(len(told.Loaded), maxModels)]
+	told.P2PAddrs = told.P2PAddrs[:min(len(told.P2PAddrs), maxAddrs)]
 	n.mu.Lock()
 	p := n.peers[id]
 	if p == nil {
@@ -248,9 +280,30 @@ func (n *Node) entryReceived(id cluster.NodeID, boot, version uint64, data []byt
 	n.mu.Unlock()
 	if newer {
 		n.remember(id, told.P2PAddrs)
+		n.hearsay(told.PeerAddrs)
 		n.touch()
 	}
 }
+
+// hearsay takes from a member where it reaches members that this node does not reach.
+func (n *Node) hearsay(addrs map[cluster.NodeID][]string) {
+	v, members := n.View(), n.state().Members
+	for id, at := range addrs {
+		node := v.Node(id)
+		if _, member := members[id]; id == n.id || !member || node != nil && node.Condition == cluster.Alive {
+			continue
+		}
+		n.host.AddAddrs(id, at[:min(len(at), maxAddrs)])
+		n.host.ClearBackoff(id)
+		n.heartbeats.Notify()
+	}
+}
+
+// maxModels and maxAddrs bound what is taken from one peer.
+const (
+	maxModels = 10_000
+	maxAddrs  = 16
+)
 
 // lost hears that a peer cannot be reached, and why.
 func (n *Node) lost(id cluster.NodeID, err error) {

@@ -36,9 +36,10 @@ func (s *Scheduler) Pick(v *cluster.View, r cluster.Request, tried []cluster.Nod
 	if len(candidates) == 0 {
 		return nil, nil
 	}
-	node := candidates[rand.IntN(len(candidates))]
+	first := rand.IntN(len(candidates))
+	node := candidates[first]
 	if len(candidates) > 1 {
-		other := candidates[rand.IntN(len(candidates))]
+		other := candidates[(first+1+rand.IntN(len(candidates)-1))%len(candidates)]
 		if s.underWay(other) < s.underWay(node) {
 			node = other
 		}
@@ -50,9 +51,8 @@ func (s *Scheduler) Pick(v *cluster.View, r cluster.Request, tried []cluster.Nod
 
 // best returns the candidates of the highest rank.
 func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.NodeID) []*cluster.Node {
-	canonical := cluster.CanonicalModel(r.Model)
-	holders := v.Holders(r.Model)
-	if len(holders) == 0 || cluster.CloudModel(r.Model) {
+	replicas := v.Replicas(r.Model)
+	if len(replicas) == 0 || cluster.CloudModel(r.Model) {
 		if self := v.SelfNode(); self != nil && self.Serves() && !slices.Contains(tried, self.ID) {
 			return []*cluster.Node{self}
 		}
@@ -70,14 +70,15 @@ func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.Nod
 	var best []*cluster.Node
 	highest := -1
 	chosen, _ := v.Chosen(r.Model)
-	for _, n := range holders {
+	for _, replica := range replicas {
+		n := replica.Node
 		if !n.Serves() || slices.Contains(tried, n.ID) {
 			continue
 		}
-		if m, _ := n.Model(canonical); m.Digest != chosen.Digest {
+		if replica.Model.Digest != chosen.Digest {
 			continue // another model of the same name
 		}
-		switch k := rank(n, canonical, r); {
+		switch k := rank(replica, r); {
 		case k > highest:
 			best, highest = append(best[:0], n), k
 		case k == highest:
@@ -88,15 +89,15 @@ func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.Nod
 }
 
 // rank orders candidates: each property outweighs all that follow it.
-func rank(n *cluster.Node, canonical string, r cluster.Request) (k int) {
-	loaded, isLoaded := n.LoadedModel(canonical)
-	if n.Condition == cluster.Alive {
+func rank(replica cluster.Replica, r cluster.Request) (k int) {
+	if replica.Node.Condition == cluster.Alive {
 		k += 4
 	}
-	if !isLoaded || loaded.ContextLength == 0 || fits(loaded.ContextLength, r) {
+	loaded := replica.Loaded
+	if loaded == nil || loaded.ContextLength == 0 || fits(loaded.ContextLength, r) {
 		k += 2
 	}
-	if isLoaded {
+	if loaded != nil {
 		k++
 	}
 	return k

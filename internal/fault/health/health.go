@@ -70,6 +70,14 @@ func (d *Detector) Broke(id cluster.NodeID, refused bool, why string, now time.T
 	return first
 }
 
+// Paused tells that this process did not run for a while, in which it could hear nobody: that
+// silence was its own.
+func (d *Detector) Paused(gap time.Duration) {
+	for _, r := range d.nodes {
+		r.heard = r.heard.Add(gap)
+	}
+}
+
 // Judge returns a node's condition, the reason for one other than alive, and when it was last
 // heard; the zero time if never.
 func (d *Detector) Judge(id cluster.NodeID, now time.Time) (cluster.Condition, string, time.Time) {
