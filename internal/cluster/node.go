@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -46,7 +48,7 @@ type EngineCondition string
 // The conditions of an engine.
 const (
 	EngineReady    EngineCondition = "ready"
-	EngineStarting EngineCondition = "starting" // supervised, and not yet answering
+	EngineStarting EngineCondition = "starting" // supervised and not yet answering, or loading its model
 	EngineDown     EngineCondition = "down"
 )
 
@@ -66,13 +68,30 @@ type Engine struct {
 	Version   string          `json:"version"` // as the engine says; "" while it is unknown
 	Condition EngineCondition `json:"condition"`
 	Why       string          `json:"why,omitempty"` // why it is not ready, for a person
+	// Routes are the /v1 routes that take a model and that an engine other than Ollama answers, as
+	// it says itself.
+	Routes []string `json:"routes,omitempty"`
+}
+
+// Has tells whether the engine has a client's route: an Ollama has them all, the others those of
+// their Routes and the lists of models. No engine has none.
+func (e *Engine) Has(path string) bool {
+	switch {
+	case e == nil:
+		return false
+	case e.Kind == Ollama, path == "/v1/models", strings.HasPrefix(path, "/v1/models/"):
+		return true
+	}
+	return slices.Contains(e.Routes, path)
 }
 
 // Model is a replica: one model held by one node.
 type Model struct {
-	Name   string `json:"name"`   // as the engine lists it
-	Digest string `json:"digest"` // of the manifest, without "sha256:"; "" when the engine has none
-	Size   int64  `json:"size"`   // bytes; 0 when unknown
+	Name string `json:"name"` // as the engine lists it
+	// Digest is that of the manifest, without "sha256:". Engines other than Ollama have none: theirs
+	// is "", which differs from every digest. Two "" say only that the names are equal.
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"` // bytes; 0 when unknown
 	// ModifiedAt is when the engine's model last changed; the zero time when it does not say.
 	ModifiedAt time.Time `json:"modified_at"`
 	// Tags and V1 are the engine's own descriptions, byte for byte, for the lists that clients

@@ -21,8 +21,6 @@ type View struct {
 
 	byID     map[NodeID]*Node
 	replicas map[string][]Replica
-	models   []Model // one replica of each name
-	chosen   map[string]Model
 }
 
 // Replica is a model on one node.
@@ -52,21 +50,13 @@ func NewView(self NodeID, at time.Time, nodes []*Node) *View {
 			}
 		}
 	}
-	v.chosen = make(map[string]Model, len(v.replicas))
-	for name, replicas := range v.replicas {
-		m := v.choose(replicas)
-		v.chosen[name] = m
-		v.models = append(v.models, m)
-	}
-	slices.SortFunc(v.models, func(a, b Model) int {
-		return cmp.Or(b.ModifiedAt.Compare(a.ModifiedAt), cmp.Compare(a.Name, b.Name))
-	})
 	return v
 }
 
-// choose returns the replica that stands for a name: with the digest that the viewer holds, else
-// the most frequent one, else the newest. Dead nodes count only where nobody else holds the model.
-func (v *View) choose(replicas []Replica) Model {
+// choose returns the replica that stands for a name on a route: of the nodes whose engines have the
+// route, the one with the digest that the viewer holds, else the most frequent one, else the newest.
+// Dead nodes count only where nobody else holds the model.
+func (v *View) choose(replicas []Replica, path string) (Model, bool) {
 	type candidate struct {
 		model Model
 		own   int
@@ -76,6 +66,9 @@ func (v *View) choose(replicas []Replica) Model {
 	var candidates []*candidate
 	for _, r := range replicas {
 		n, m := r.Node, r.Model
+		if !n.Engine.Has(path) {
+			continue
+		}
 		i := slices.IndexFunc(candidates, func(c *candidate) bool { return c.model.Digest == m.Digest })
 		if i < 0 {
 			i = len(candidates)
@@ -90,10 +83,13 @@ func (v *View) choose(replicas []Replica) Model {
 			c.count++
 		}
 	}
+	if len(candidates) == 0 {
+		return Model{}, false
+	}
 	return slices.MaxFunc(candidates, func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(a.own, b.own), cmp.Compare(a.alive, b.alive), cmp.Compare(a.count, b.count),
 			a.model.ModifiedAt.Compare(b.model.ModifiedAt), cmp.Compare(a.model.Digest, b.model.Digest))
-	}).model
+	}).model, true
 }
 
 // Node returns the node with that id, or nil.
@@ -116,13 +112,24 @@ func (v *View) Find(nameOrID string) *Node {
 // condition. The slice belongs to the View.
 func (v *View) Replicas(model string) []Replica { return v.replicas[CanonicalModel(model)] }
 
-// Models returns one replica for each name, newest first. Until a digest is agreed, requests for
-// the name go to nodes that hold this one's digest: two digests are two models. The slice belongs
-// to the View.
-func (v *View) Models() []Model { return v.models }
+// Models returns one replica for each name that an engine with the route holds, newest first: for
+// /api/tags those of Ollamas, for /v1/models all.
+func (v *View) Models(path string) []Model {
+	models := make([]Model, 0, len(v.replicas))
+	for _, replicas := range v.replicas {
+		if m, ok := v.choose(replicas, path); ok {
+			models = append(models, m)
+		}
+	}
+	slices.SortFunc(models, func(a, b Model) int {
+		return cmp.Or(b.ModifiedAt.Compare(a.ModifiedAt), cmp.Compare(a.Name, b.Name))
+	})
+	return models
+}
 
-// Chosen returns the replica that stands for the model's name.
-func (v *View) Chosen(model string) (Model, bool) {
-	m, ok := v.chosen[CanonicalModel(model)]
-	return m, ok
+// Chosen returns the replica that stands for the model's name on a client's route. Until a digest
+// is agreed, requests for the name go to nodes that hold this one's digest: two digests are two
+// models, and so are one with a digest and one without.
+func (v *View) Chosen(model, path string) (Model, bool) {
+	return v.choose(v.Replicas(model), path)
 }

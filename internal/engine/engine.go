@@ -222,7 +222,7 @@ func (e *Engine) look(ctx context.Context, full bool) {
 	}
 	if next != previous {
 		e.status.Store(next)
-		if next.Engine != previous.Engine {
+		if a, b := next.Engine, previous.Engine; a.Condition != b.Condition || a.Version != b.Version || a.Why != b.Why {
 			e.deps.Log.Info("engine changed", "where", e.Where(), "condition", next.Engine.Condition,
 				"version", next.Engine.Version, "why", next.Engine.Why)
 		}

@@ -27,7 +27,7 @@ func (g *Gateway) attempts(x *exchange, req *request) {
 	retried := false // after an answer of 5xx: once, so that an overload does not feed itself
 	node, release := g.deps.Pick(req.Request, tried)
 	if node == nil {
-		g.fail(x, noEngine)
+		g.fail(x, nobody(g.deps.View(), req))
 		return
 	}
 	for {
@@ -109,6 +109,48 @@ func neverSent(err error) bool {
 
 var noEngine = &refusal{status: http.StatusServiceUnavailable,
 	message: "no node can serve this: no engine that could is running; see `ollamamax status`"}
+
+// nobody says why no node can be asked: none is well, or those that hold the model have engines
+// without this route, and nothing is translated between dialects.
+func nobody(v *cluster.View, req *request) error {
+	var engines []string
+	var one *cluster.Engine
+	for _, replica := range v.Replicas(req.Model) {
+		n := replica.Node
+		if n.Engine.Has(req.Path) {
+			return noEngine
+		}
+		if n.Engine != nil {
+			one = n.Engine
+			engines = append(engines, fmt.Sprintf("%s on node %s", one.Kind, n.Name))
+		}
+	}
+	if one == nil {
+		return noEngine
+	}
+	instead := "they have " + strings.Join(one.Routes, ", ")
+	if use := counterpart(req.Path); one.Has(use) {
+		instead = "use " + use
+	}
+	return &refusal{status: http.StatusNotImplemented, message: fmt.Sprintf("model '%s' is held only by engines that have no %s (%s): %s",
+		req.Model, req.Path, strings.Join(engines, ", "), instead)}
+}
+
+// counterpart returns the route by which every server of OpenAI's dialect does what another route
+// does, "" if there is none.
+func counterpart(path string) string {
+	switch path {
+	case "/api/chat", "/v1/messages", "/v1/responses":
+		return "/v1/chat/completions"
+	case "/api/generate":
+		return "/v1/completions"
+	case "/api/embed", "/api/embeddings":
+		return "/v1/embeddings"
+	case "/api/show":
+		return "/v1/models"
+	}
+	return ""
+}
 
 func noneLeft(err error, node *cluster.Node, tried int) error {
 	if tried == 1 {

@@ -31,6 +31,9 @@ func (g *Gateway) local(x *exchange) {
 	case self == nil || self.Engine == nil || !self.Serves():
 		refuse(x, "node takes no work: draining, or its engine is not running")
 		return
+	case !self.Engine.Has(x.r.URL.Path):
+		refuse(x, "node's engine has no "+x.r.URL.Path)
+		return
 	}
 	req := &request{route: x.route}
 	switch {

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 )
@@ -111,7 +112,10 @@ func (g *Gateway) forward(x *exchange) {
 	}
 	if req.route.infers && req.unload && !req.prompt && !req.hasInput {
 		canonical := cluster.CanonicalModel(req.Model)
-		g.everywhere(x, req, func(n *cluster.Node) bool { _, loaded := n.LoadedModel(canonical); return loaded && n.Serves() })
+		g.everywhere(x, req, func(n *cluster.Node) bool {
+			_, loaded := n.LoadedModel(canonical)
+			return loaded && n.Serves() && n.Engine.Has(req.Path)
+		})
 		return
 	}
 	g.attempts(x, req)
@@ -121,7 +125,7 @@ func (g *Gateway) forward(x *exchange) {
 func (g *Gateway) forwardHolders(x *exchange) {
 	if req := g.read(x); req != nil {
 		canonical := cluster.CanonicalModel(req.Model)
-		g.everywhere(x, req, func(n *cluster.Node) bool { _, holds := n.Model(canonical); return holds })
+		g.everywhere(x, req, func(n *cluster.Node) bool { _, holds := n.Model(canonical); return holds && n.Engine.Has(req.Path) })
 	}
 }
 
@@ -134,8 +138,13 @@ func (g *Gateway) forwardOwn(x *exchange) {
 	}
 }
 
-// forwardModel serves a request whose path names a model.
+// forwardModel serves a request whose path names a model. What an engine other than Ollama says of
+// its model is in its list, and many have no route for one alone.
 func (g *Gateway) forwardModel(x *exchange) {
+	if m, ok := g.deps.View().Chosen(x.r.PathValue("model"), x.r.URL.Path); ok && m.Tags == nil && m.V1 != nil {
+		x.answer(http.StatusOK, "application/json", append(slices.Clip(m.V1), '\n'))
+		return
+	}
 	g.attempts(x, &request{
 		Request: cluster.Request{Path: x.r.URL.Path, Model: x.r.PathValue("model")},
 		route:   x.route,

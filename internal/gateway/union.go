@@ -80,7 +80,7 @@ func compareVersions(a, b string) int {
 // tags lists the cluster's models as an Ollama lists its own: newest first, each name once.
 func (g *Gateway) tags(x *exchange) {
 	var records []json.RawMessage
-	for _, m := range g.deps.View().Models() {
+	for _, m := range g.deps.View().Models("/api/tags") {
 		if m.Tags != nil {
 			records = append(records, m.Tags)
 		}
@@ -91,11 +91,13 @@ func (g *Gateway) tags(x *exchange) {
 // v1Models lists the cluster's models in OpenAI's form, those of every kind of engine.
 func (g *Gateway) v1Models(x *exchange) {
 	var records []json.RawMessage
-	for _, m := range g.deps.View().Models() {
+	v := g.deps.View()
+	for _, m := range v.Models("/v1/models") {
 		if m.V1 != nil {
 			records = append(records, m.V1)
 		}
 	}
+	x.w.Header().Set("X-Ollamamax-Node", g.selfName(v)) // tells a node that was given us as its engine
 	x.answer(http.StatusOK, "application/json", list(`{"object":"list","data":[`, records, "]}\n"))
 }
 

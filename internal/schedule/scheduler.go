@@ -31,6 +31,7 @@ func New() *Scheduler { return &Scheduler{} }
 // way of two drawn at random, since views are a second old and all gateways would else choose the
 // same (Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", 2001). A model that
 // nobody holds goes to the viewer's own engine, else to the first: the engine says what it has to say.
+// Only engines that have the request's route are asked; only an Ollama reaches Ollama's cloud.
 func (s *Scheduler) Pick(v *cluster.View, r cluster.Request, tried []cluster.NodeID) (*cluster.Node, func()) {
 	candidates := s.best(v, r, tried)
 	if len(candidates) == 0 {
@@ -52,16 +53,19 @@ func (s *Scheduler) Pick(v *cluster.View, r cluster.Request, tried []cluster.Nod
 // best returns the candidates of the highest rank.
 func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.NodeID) []*cluster.Node {
 	replicas := v.Replicas(r.Model)
-	if len(replicas) == 0 || cluster.CloudModel(r.Model) {
-		if self := v.SelfNode(); self != nil && self.Serves() && !slices.Contains(tried, self.ID) {
+	if cloud := cluster.CloudModel(r.Model); len(replicas) == 0 || cloud {
+		able := func(n *cluster.Node) bool {
+			return n.Serves() && n.Engine.Has(r.Path) && (!cloud || n.Engine.Kind == cluster.Ollama) && !slices.Contains(tried, n.ID)
+		}
+		if self := v.SelfNode(); self != nil && able(self) {
 			return []*cluster.Node{self}
 		}
-		if self := v.SelfNode(); r.Model == "" && self != nil && self.Engine != nil && self.Engine.Condition == cluster.EngineStarting {
+		if self := v.SelfNode(); r.Model == "" && self != nil && self.Engine.Has(r.Path) && self.Engine.Condition == cluster.EngineStarting {
 			return nil // what was meant for this engine must not end up in another
 		}
 		// Blobs and the create that needs them must find the same engine: no draw.
 		for _, n := range v.Nodes {
-			if n.Serves() && !slices.Contains(tried, n.ID) {
+			if able(n) {
 				return []*cluster.Node{n}
 			}
 		}
@@ -69,10 +73,10 @@ func (s *Scheduler) best(v *cluster.View, r cluster.Request, tried []cluster.Nod
 	}
 	var best []*cluster.Node
 	highest := -1
-	chosen, _ := v.Chosen(r.Model)
+	chosen, _ := v.Chosen(r.Model, r.Path)
 	for _, replica := range replicas {
 		n := replica.Node
-		if !n.Serves() || slices.Contains(tried, n.ID) {
+		if !n.Serves() || !n.Engine.Has(r.Path) || slices.Contains(tried, n.ID) {
 			continue
 		}
 		if replica.Model.Digest != chosen.Digest {

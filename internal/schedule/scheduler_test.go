@@ -21,6 +21,14 @@ func loaded(n *cluster.Node, model string, context int) *cluster.Node {
 	return n
 }
 
+// v1 makes a node's engine one that only has the chat route of OpenAI's.
+func v1(n *cluster.Node) *cluster.Node {
+	n.Engine.Kind, n.Engine.Routes = cluster.OpenAI, []string{"/v1/chat/completions"}
+	return n
+}
+
+func digest(n *cluster.Node, d string) *cluster.Node { n.Models[0].Digest = d; return n }
+
 func with(n *cluster.Node, change func(*cluster.Node)) *cluster.Node { change(n); return n }
 
 func TestPickPrefers(t *testing.T) {
@@ -47,6 +55,13 @@ func TestPickPrefers(t *testing.T) {
 		{"no other engine while its own is starting, for what names no model", []*cluster.Node{ready("a"), with(ready("self"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineStarting })}, cluster.Request{}, nil, ""},
 		{"another engine while its own is starting, for a model", []*cluster.Node{ready("a", "m"), with(ready("self", "m"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineStarting })}, cluster.Request{Model: "m"}, nil, "a"},
 		{"only nodes with the digest of its own", []*cluster.Node{with(ready("a", "m"), func(n *cluster.Node) { n.Models[0].Digest = "1" }), with(ready("self", "m"), func(n *cluster.Node) { n.Models[0].Digest = "2" })}, cluster.Request{Model: "m"}, nil, "self"},
+		{"for Ollama's routes only Ollamas", []*cluster.Node{v1(ready("self", "m")), digest(ready("b", "m"), "1")}, cluster.Request{Path: "/api/chat", Model: "m"}, nil, "b"},
+		{"nobody for Ollama's routes, if only others hold the model", []*cluster.Node{ready("a"), v1(ready("b", "m"))}, cluster.Request{Path: "/api/chat", Model: "m"}, nil, ""},
+		{"its own engine's model for OpenAI's routes", []*cluster.Node{v1(ready("self", "m")), digest(ready("b", "m"), "1")}, cluster.Request{Path: "/v1/chat/completions", Model: "m"}, nil, "self"},
+		{"no model without a digest after one with", []*cluster.Node{v1(ready("a", "m")), digest(ready("self", "m"), "1")}, cluster.Request{Path: "/v1/chat/completions", Model: "m"}, []cluster.NodeID{"self"}, ""},
+		{"an engine that has the route, for a model that nobody holds", []*cluster.Node{v1(ready("self")), ready("b")}, cluster.Request{Path: "/api/chat", Model: "x"}, nil, "b"},
+		{"an Ollama for a cloud model", []*cluster.Node{v1(ready("self")), ready("b")}, cluster.Request{Path: "/v1/chat/completions", Model: "x:cloud"}, nil, "b"},
+		{"another engine while its own is starting, for a route that it will not have", []*cluster.Node{ready("a"), v1(with(ready("self"), func(n *cluster.Node) { n.Engine.Condition = cluster.EngineStarting }))}, cluster.Request{Path: "/api/pull"}, nil, "a"},
 		{"any engine, if it has none", []*cluster.Node{ready("a"), with(ready("self"), func(n *cluster.Node) { n.Engine = nil })}, cluster.Request{}, nil, "a"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
