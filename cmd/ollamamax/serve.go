@@ -60,9 +60,9 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&flags.API.Listen, "listen", "", "`HOST:PORT` for clients and operators (default: 127.0.0.1:11435)")
 	f.StringArrayVar(&flags.P2P.Listen, "p2p-listen", nil, "`MULTIADDR` for other nodes; may be given again (default: /ip4/0.0.0.0/tcp/11436 and its QUIC twin)")
 	f.StringVar(&flags.Cluster.Join, "join", "", "`TOKEN` of the cluster to join, from 'ollamamax token create' on a member")
-	f.StringVar(&kind, "engine", "", "`KIND` of engine: ollama")
-	f.StringVar(&flags.Engine.URL, "engine-url", "", "`URL` of a running engine (default: http://127.0.0.1:11434)")
-	f.StringVar(&flags.Engine.Command, "engine-command", "", "`PATH` of an ollama to run on a private port")
+	f.StringVar(&kind, "engine", "", "`KIND` of engine: ollama, llama-server or openai (the last two for /v1 only; default: ollama)")
+	f.StringVar(&flags.Engine.URL, "engine-url", "", "`URL` of a running engine (default: http://127.0.0.1:11434; llama-server: http://127.0.0.1:8080)")
+	f.StringVar(&flags.Engine.Command, "engine-command", "", "`PATH` of an ollama or llama-server to run on a private port")
 	f.StringVar(&flags.Telemetry.LogLevel, "log-level", "", "`LEVEL`: debug, info, warn or error")
 	return cmd
 }

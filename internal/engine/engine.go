@@ -4,10 +4,12 @@
 // It never changes a request or an answer, keeps no queue and chooses no node: that is the
 // gateway's and the scheduler's. Its Status is an immutable value, replaced whole.
 //
-// Start reading at Engine, then probe (what an Ollama tells) and supervise (one that is ours).
+// Start reading at Engine, then probeOllama and probeV1 (what an engine tells) and supervise (one
+// that is ours).
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,6 +32,9 @@ import (
 // DefaultURL is where an Ollama listens that nobody configured.
 const DefaultURL = "http://127.0.0.1:11434"
 
+// llamaServerURL is where a llama-server listens that nobody configured.
+const llamaServerURL = "http://127.0.0.1:8080"
+
 const (
 	probeInterval  = time.Second
 	fullProbeEvery = 5
@@ -38,24 +44,57 @@ const (
 
 // Config says which engine is beside the node. Every field needs a restart.
 type Config struct {
-	// Kind of the server: ollama (the default).
+	// Kind of the server: ollama (the default), llama-server, or openai for any other that speaks
+	// OpenAI's /v1. The last two take /v1 routes only.
 	Kind cluster.EngineKind `yaml:"kind"`
-	// URL of a running engine to attach to; http://127.0.0.1:11434 when neither it nor Command is set.
+	// URL of a running engine to attach to. When neither it nor Command is set: for ollama
+	// http://127.0.0.1:11434, for llama-server http://127.0.0.1:8080; openai has no default.
 	URL string `yaml:"url"`
-	// Command is the path of an ollama to supervise on a private port, instead of attaching.
+	// Command is the path of an ollama or a llama-server to supervise on a private port, instead of
+	// attaching.
 	Command string `yaml:"command"`
 	// ModelsDir is the supervised engine's model folder; empty: "models" in the node's data directory.
+	// A llama-server's holds the models as *.gguf: the only one is loaded at once, of several each
+	// when it is asked for.
 	ModelsDir string `yaml:"models_dir"`
-	// Slots is how many requests the engine serves at once; 0: unknown.
+	// Slots is how many requests the engine serves at once; 0: what it says itself, if it does.
 	Slots int `yaml:"slots"`
 	// Env is added to the supervised engine's environment.
 	Env map[string]string `yaml:"env"`
+	// APIKey is sent to the engine as a bearer token, in place of what the client sent; empty: none.
+	APIKey APIKey `yaml:"api_key"`
 }
+
+// APIKey is a secret: printed or marshalled it is a mask.
+type APIKey string
+
+// String returns a mask, or "" for no key.
+func (k APIKey) String() string {
+	if k == "" {
+		return ""
+	}
+	return "********"
+}
+
+// GoString returns what String does.
+func (k APIKey) GoString() string { return k.String() }
+
+// MarshalText returns what String does.
+func (k APIKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
 // Validate returns what is wrong with the configuration, for an operator.
 func (c Config) Validate() error {
-	if c.Kind != "" && c.Kind != cluster.Ollama {
-		return fmt.Errorf("engine.kind is %q: use ollama", c.Kind)
+	switch c.Kind {
+	case "", cluster.Ollama, cluster.LlamaServer:
+	case cluster.OpenAI:
+		if c.Command != "" {
+			return errors.New("engine.kind is openai, whose command nobody knows how to start: run the server yourself and give its address with --engine-url")
+		}
+		if c.URL == "" {
+			return errors.New("engine.kind is openai, which has no usual address: give it with --engine-url")
+		}
+	default:
+		return fmt.Errorf("engine.kind is %q: use ollama, llama-server or openai", c.Kind)
 	}
 	if c.URL != "" && c.Command != "" {
 		return errors.New("engine.url and engine.command are both set: attach to a running engine with the one, or supervise one with the other")
@@ -87,6 +126,7 @@ type Status struct {
 	Engine cluster.Engine
 	Models []cluster.Model
 	Loaded []cluster.Loaded
+	Slots  int // how many requests it serves at once; 0: unknown
 }
 
 // Engine is the inference server beside this node.
@@ -99,7 +139,7 @@ type Engine struct {
 	probing   chan struct{} // a lock that a context can give up on
 	last      inventory     // guarded by probing
 	busy      atomic.Int64
-	trouble   atomic.Pointer[string] // why a supervised engine ended last; nil: it did not
+	ended     atomic.Pointer[string] // why the supervised engine ended last; nil: it did not
 }
 
 // ErrDown is returned for a request while there is no engine to send it to.
@@ -115,14 +155,20 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 	}
 	if cfg.URL == "" && cfg.Command == "" {
 		cfg.URL = DefaultURL
+		if cfg.Kind == cluster.LlamaServer {
+			cfg.URL = llamaServerURL
+		}
 	}
 	e := &Engine{
 		cfg:     cfg,
 		deps:    deps,
 		probing: make(chan struct{}, 1),
 		transport: &http.Transport{
-			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-			DisableCompression:  true, // bytes go through as they came
+			DialContext:        (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			DisableCompression: true, // bytes go through as they came
+			// A llama-server promises to keep a connection and closes it after each stream; a request
+			// that is just being written there would be lost.
+			DisableKeepAlives:   cfg.Kind != cluster.Ollama,
 			MaxIdleConns:        1024,
 			MaxIdleConnsPerHost: 1024,
 			IdleConnTimeout:     90 * time.Second,
@@ -136,7 +182,11 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 	if cfg.Command != "" {
 		condition, why = cluster.EngineStarting, "starting"
 	} else {
-		u, err := url.Parse(strings.TrimSuffix(cfg.URL, "/"))
+		text := strings.TrimSuffix(cfg.URL, "/")
+		if cfg.Kind != cluster.Ollama {
+			text = strings.TrimSuffix(text, "/v1") // such an API's address is often written with it
+		}
+		u, err := url.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("parse engine.url: %w", err)
 		}
@@ -173,8 +223,9 @@ func (e *Engine) Run(ctx context.Context) error {
 // Status returns what is known of the engine now. It is never nil.
 func (e *Engine) Status() *Status { return e.status.Load() }
 
-// Slots is the configured number of requests the engine serves at once, 0 if unknown.
-func (e *Engine) Slots() int { return e.cfg.Slots }
+// Slots is the number of requests the engine serves at once, as configured or else as it says; 0 if
+// unknown.
+func (e *Engine) Slots() int { return cmp.Or(e.cfg.Slots, e.Status().Slots) }
 
 // Where says for a person where the engine is: its URL, or the command that is supervised.
 func (e *Engine) Where() string {
@@ -207,16 +258,19 @@ func (e *Engine) look(ctx context.Context, full bool) {
 	if err != nil {
 		// What it held it holds still: prompts for it are to wait or fail, not to be told that there
 		// is no such model.
-		next = &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Version: previous.Engine.Version, Condition: cluster.EngineDown, Why: err.Error()},
-			Models: previous.Models, Loaded: previous.Loaded}
-		if e.cfg.Command != "" && errors.Is(err, ErrDown) {
+		next = &Status{Engine: previous.Engine, Models: previous.Models, Loaded: previous.Loaded, Slots: previous.Slots}
+		next.Engine.Condition, next.Engine.Why = cluster.EngineDown, err.Error()
+		switch ended := e.ended.Load(); {
+		case errors.Is(err, errLoading):
+			next.Engine.Condition = cluster.EngineStarting
+		case e.cfg.Command != "" && errors.Is(err, ErrDown):
 			next.Engine.Condition, next.Engine.Why = cluster.EngineStarting, "starting"
-			if trouble := e.trouble.Load(); trouble != nil {
-				next.Engine.Why = *trouble
+			if ended != nil {
+				next.Engine.Why = "starting again: " + *ended
 			}
 		}
 		e.last = inventory{}
-		if next.Engine == previous.Engine {
+		if reflect.DeepEqual(next.Engine, previous.Engine) {
 			next = previous
 		}
 	}
@@ -242,6 +296,12 @@ func (e *Engine) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		e.busy.Add(-1)
 		return nil, err
+	}
+	// What it says of web pages is meant for its own address; the node's door has its own word.
+	for key := range resp.Header {
+		if strings.HasPrefix(key, "Access-Control-") {
+			delete(resp.Header, key)
+		}
 	}
 	resp.Body = &countedBody{ReadCloser: resp.Body, done: sync.OnceFunc(func() { e.busy.Add(-1) })}
 	return resp, nil
@@ -270,5 +330,8 @@ func (e *Engine) send(r *http.Request) (*http.Response, error) {
 		r.URL.RawPath = base.EscapedPath() + r.URL.RawPath
 	}
 	r.Header.Del("Origin")
+	if e.cfg.APIKey != "" {
+		r.Header.Set("Authorization", "Bearer "+string(e.cfg.APIKey))
+	}
 	return e.transport.RoundTrip(r)
 }

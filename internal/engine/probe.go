@@ -21,11 +21,25 @@ import (
 const maxProbeBody = 16 << 20
 
 // inventory is the last answers of the engine; while they stay the same, so does the Status.
-type inventory struct{ version, tags, ps []byte }
+type inventory struct {
+	version, tags, ps []byte
+	held              []held // instead of them, by an engine that is no Ollama; nil: not known
+}
 
-// probe asks an Ollama for its version and for what it holds and has loaded. It returns the
-// present Status itself when nothing has changed.
+// probe asks the engine what it holds and has loaded. It returns the present Status itself when
+// nothing has changed.
 func (e *Engine) probe(ctx context.Context, full bool) (*Status, error) {
+	switch {
+	case e.cfg.Kind == cluster.Ollama:
+		return e.probeOllama(ctx, full)
+	case e.cfg.Kind == cluster.OpenAI && !full && e.last.held != nil:
+		return e.Status(), nil // it may be anybody's server: not every second
+	}
+	return e.probeV1(ctx)
+}
+
+// probeOllama asks an Ollama for its version and for what it holds and has loaded.
+func (e *Engine) probeOllama(ctx context.Context, full bool) (*Status, error) {
 	var now inventory
 	var err error
 	if now.ps, err = e.get(ctx, "/api/ps"); err != nil {
@@ -107,10 +121,24 @@ func (e *Engine) get(ctx context.Context, path string) ([]byte, error) {
 		return nil, fmt.Errorf("read engine's %s: %w", path, err)
 	}
 	if resp.Header.Get("X-Ollamamax-Node") != "" {
-		return nil, fmt.Errorf("ask engine for %s: %s is an OllamaMax node, not an engine: set --engine-url to the Ollama itself", path, e.Where())
+		return nil, fmt.Errorf("ask engine for %s: %s is an OllamaMax node, not an engine: set --engine-url to the engine itself", path, e.Where())
+	}
+	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
+		return nil, fmt.Errorf("ask engine for %s: status %d: give engine.api_key the key that %s asks for", path, resp.StatusCode, e.Where())
 	}
 	if resp.StatusCode != http.StatusOK || !json.Valid(body) {
-		return nil, fmt.Errorf("ask engine for %s: status %d, no Ollama at %s", path, resp.StatusCode, e.Where())
+		return nil, fmt.Errorf("ask engine for %s: status %d, no %s at %s", path, resp.StatusCode, e.what(), e.Where())
 	}
 	return body, nil
+}
+
+// what names the kind of server for a person.
+func (e *Engine) what() string {
+	switch e.cfg.Kind {
+	case cluster.Ollama:
+		return "Ollama"
+	case cluster.OpenAI:
+		return "OpenAI-compatible server"
+	}
+	return string(e.cfg.Kind)
 }

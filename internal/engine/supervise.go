@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/shirou/gopsutil/v4/process"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
 )
 
 const (
@@ -49,8 +52,8 @@ func (e *Engine) supervise(ctx context.Context) error {
 		if time.Since(began) > steadyAfter {
 			backoff = minBackoff
 		}
-		trouble := fmt.Sprintf("%s: %v; starting it again", e.cfg.Command, err)
-		e.trouble.Store(&trouble)
+		ended := err.Error()
+		e.ended.Store(&ended)
 		e.deps.Log.Warn("engine ended; restarting it", "command", e.cfg.Command, "err", err, "in", backoff)
 		select {
 		case <-ctx.Done():
@@ -74,8 +77,12 @@ func (e *Engine) runOnce(ctx context.Context) error {
 	if err := os.MkdirAll(models, 0o755); err != nil {
 		return fmt.Errorf("make model folder: %w", err)
 	}
-	cmd := exec.Command(e.cfg.Command, "serve")
-	cmd.Env = append(append([]string{}, e.deps.Environ...), "OLLAMA_HOST="+addr, "OLLAMA_MODELS="+models)
+	args, env, err := e.commandLine(addr, models)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(e.cfg.Command, args...)
+	cmd.Env = append(append([]string{}, e.deps.Environ...), env...)
 	for k, v := range e.cfg.Env {
 		cmd.Env = append(cmd.Env, k+"="+v)
 	}
@@ -122,6 +129,32 @@ func (e *Engine) runOnce(ctx context.Context) error {
 	<-logged
 	_ = os.Remove(e.recordPath()) // a record of a process that is gone is harmless
 	return err
+}
+
+// commandLine returns how the engine is told its address and its models.
+func (e *Engine) commandLine(addr, models string) (args, env []string, err error) {
+	if e.cfg.Kind == cluster.Ollama {
+		return []string{"serve"}, []string{"OLLAMA_HOST=" + addr, "OLLAMA_MODELS=" + models}, nil
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	args = []string{"--host", host, "--port", port}
+	if e.cfg.APIKey != "" {
+		env = []string{"LLAMA_API_KEY=" + string(e.cfg.APIKey)}
+	}
+	files, err := fs.Glob(os.DirFS(models), "*.gguf")
+	switch {
+	case err != nil:
+		return nil, nil, fmt.Errorf("list models: %w", err)
+	case len(files) == 0:
+		return nil, nil, fmt.Errorf("no *.gguf in %s: put a model there, or name its folder in engine.models_dir", models)
+	case len(files) == 1:
+		name := strings.TrimSuffix(files[0], ".gguf") // else it would be called by its whole path
+		return append(args, "--model", filepath.Join(models, files[0]), "--alias", name), env, nil
+	}
+	return append(args, "--models-dir", models), env, nil
 }
 
 func (e *Engine) writeRecord(pid int) error {
@@ -207,9 +240,17 @@ func passOn(ctx context.Context, log *slog.Logger, r io.Reader) {
 		switch {
 		case strings.Contains(text, "level=ERROR"), strings.HasPrefix(text, "Error:"), strings.HasPrefix(text, "panic:"):
 			level = slog.LevelError
+		case llamaError(text):
+			level = slog.LevelError
 		case strings.Contains(text, "level=WARN"):
 			level = slog.LevelWarn
 		}
 		log.Log(ctx, level, "engine says", "line", text, "cut", isPrefix)
 	}
+}
+
+// llamaError tells whether a line of llama-server's is an error: its second word is the level.
+func llamaError(line string) bool {
+	_, rest, _ := strings.Cut(line, " ")
+	return strings.HasPrefix(rest, "E ")
 }
