@@ -32,6 +32,7 @@ func newRecorder(t *testing.T, engine string) *recorder {
 	rec := &recorder{answers: map[string]*bytes.Buffer{}}
 	proxy := httputil.NewSingleHostReverseProxy(target)
 	proxy.FlushInterval = -1
+	proxy.Transport = &http.Transport{DisableKeepAlives: true, DisableCompression: true} // a llama-server hangs up after each stream
 	proxy.ModifyResponse = func(resp *http.Response) error {
 		id := resp.Request.Header.Get("X-Request-Id")
 		resp.Body = &tee{resp.Body, rec, id}
