@@ -15,7 +15,7 @@ test: engine                  ## every test and linter
 	$(MAKE) lint figures
 
 figures: engine               ## what measures, without the race detector: prints what it finds
-	OLLAMAMAX_ENGINE=$(CURDIR)/.cache/engine $(GO) test -count=1 -v -timeout 10m -run 'Figures|Losing' ./e2e
+	OLLAMAMAX_ENGINE=$(CURDIR)/.cache/engine $(GO) test -count=1 -v -timeout 10m -run 'Figures|Losing|AllNodes' ./e2e
 
 build:                        ## bin/ollamamax
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ollamamax ./cmd/ollamamax

@@ -21,6 +21,7 @@ import (
 )
 
 func TestABodyOverTheLimitIsRefusedClearly(t *testing.T) {
+	t.Parallel()
 	file := filepath.Join(t.TempDir(), "small.yaml")
 	if err := os.WriteFile(file, []byte("p2p: {mdns: false}\ngateway: {max_body_bytes: 2048}\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -53,6 +54,7 @@ func TestABodyOverTheLimitIsRefusedClearly(t *testing.T) {
 }
 
 func TestAClientThatLiesOrLeavesHurtsNobody(t *testing.T) {
+	t.Parallel()
 	engine := startFake(t, "-token-gap", "20ms", "-slots", "1")
 	_, node := startReadyNode(t, "--engine-url", engine)
 	addr := strings.TrimPrefix(node, "http://")
@@ -123,6 +125,7 @@ func TestAnImpatientClientDoesNotBlameTheEngine(t *testing.T) {
 }
 
 func TestAnEngineThatIsAwayForAMomentLosesNoModel(t *testing.T) {
+	t.Parallel()
 	m := fakeMember(t, "a", "m")
 	form(t, m)
 	fault(t, m, `{"kind":"refuse"}`)
@@ -138,6 +141,7 @@ func TestAnEngineThatIsAwayForAMomentLosesNoModel(t *testing.T) {
 }
 
 func TestInternalHeadersOfAClientAreDropped(t *testing.T) {
+	t.Parallel()
 	target, err := url.Parse(startFake(t))
 	if err != nil {
 		t.Fatal(err)
@@ -173,6 +177,7 @@ func TestInternalHeadersOfAClientAreDropped(t *testing.T) {
 }
 
 func TestAStrangerGetsNowhere(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"))
 	s, _ := status(t, c[0])
 	key, err := mesh.LoadIdentity(filepath.Join(t.TempDir(), "key"))

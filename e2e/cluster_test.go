@@ -23,6 +23,7 @@ type member struct {
 	fake               *program // nil with a real engine
 	engine             string   // the engine's URL; "" if the node supervises it
 	api, p2p           string   // HOST:PORT
+	quic               bool     // peers over QUIC instead of TCP
 	args, env          []string
 }
 
@@ -56,8 +57,12 @@ func (m *member) start(t *testing.T, extra ...string) {
 		m.api, m.p2p = freeAddr(t), freeAddr(t)
 	}
 	host, port, _ := strings.Cut(m.p2p, ":")
+	listen := "/ip4/" + host + "/tcp/" + port
+	if m.quic {
+		listen = "/ip4/" + host + "/udp/" + port + "/quic-v1"
+	}
 	args := slices.Concat([]string{"serve", "--config", quietConfig(t), "--name", m.name, "--data-dir", m.dataDir, "--listen", m.api,
-		"--p2p-listen", "/ip4/" + host + "/tcp/" + port, "--log-level", "debug"}, m.args, extra)
+		"--p2p-listen", listen, "--log-level", "debug"}, m.args, extra)
 	m.url = "http://" + m.api
 	m.program = start(t, append([]string{"OLLAMA_NO_CLOUD=1", "HOME=" + t.TempDir()}, m.env...), binary, args...)
 }
@@ -173,6 +178,7 @@ func generate(t *testing.T, m *member, model, prompt string) (int, string, strin
 }
 
 func TestAnyNodeAnswersAnyPrompt(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "all", "at-a"), fakeMember(t, "b", "all", "at-b"), fakeMember(t, "c", "all", "at-c"))
 	for _, m := range c {
 		for _, at := range []string{"a", "b", "c"} {
@@ -223,6 +229,7 @@ func TestAnyNodeAnswersAnyPrompt(t *testing.T) {
 }
 
 func TestCopyAndDeleteReachEveryHolder(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c"))
 	if code, text := ask(t, "POST", c[2].url+"/api/copy", `{"source":"m","destination":"m2"}`); code != 200 || text != "" {
 		t.Fatalf("copy: %d %s", code, text)
@@ -257,6 +264,7 @@ func fault(t *testing.T, m *member, body string) {
 }
 
 func TestAFailureBeforeTheFirstByteIsMadeUpElsewhere(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	for _, m := range c[1:] { // loaded is preferred to stored
 		ask(t, "POST", m.engine+"/api/generate", `{"model":"m","prompt":"load","stream":false}`)
@@ -299,6 +307,7 @@ func TestAFailureBeforeTheFirstByteIsMadeUpElsewhere(t *testing.T) {
 }
 
 func TestAnEngineThatFailsEverywhereIsNotAskedForEver(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	for _, m := range c {
 		fault(t, m, `{"kind":"error500","path":"/api/generate"}`)
@@ -331,6 +340,7 @@ func requests(t *testing.T, c testCluster) (n int) {
 }
 
 func TestReplicasThatDifferInDigestAreShown(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m,"+strings.Repeat("a", 64)), fakeMember(t, "b", "m,"+strings.Repeat("b", 64)))
 	for _, m := range c {
 		_, text := ask(t, "GET", m.url+"/api/v1/models", "")
@@ -355,6 +365,7 @@ func TestReplicasThatDifferInDigestAreShown(t *testing.T) {
 }
 
 func TestTheOllamaCommandWorksThroughEveryNode(t *testing.T) {
+	t.Parallel()
 	c := form(t, realMember(t, "a"), realMember(t, "b"), realMember(t, "c"))
 	for _, m := range c {
 		exerciseCommand(t, m.url)
@@ -383,6 +394,7 @@ func TestTheOllamaCommandWorksThroughEveryNode(t *testing.T) {
 }
 
 func TestTokensThatDoNotAdmitChangeNothing(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"))
 	foreign := form(t, fakeMember(t, "f", "m"))
 	good, other := newToken(t, c[0]), newToken(t, foreign[0])
@@ -443,6 +455,7 @@ func TestTokensThatDoNotAdmitChangeNothing(t *testing.T) {
 }
 
 func TestARunningNodeThatIsAloneCanJoin(t *testing.T) {
+	t.Parallel()
 	a, b := fakeMember(t, "a", "m"), fakeMember(t, "b", "n")
 	form(t, a)
 	form(t, b)
@@ -467,6 +480,7 @@ func TestARunningNodeThatIsAloneCanJoin(t *testing.T) {
 }
 
 func TestNodesWithOneNameAreToldApart(t *testing.T) {
+	t.Parallel()
 	a, b := fakeMember(t, "box", "m"), fakeMember(t, "box", "m")
 	b.dataDir += "2"
 	form(t, a)
@@ -479,6 +493,7 @@ func TestNodesWithOneNameAreToldApart(t *testing.T) {
 }
 
 func TestANodeComesBackToItsCluster(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	before, _ := status(t, c[0])
 	c[2].stop(t)
@@ -509,6 +524,7 @@ func TestANodeComesBackToItsCluster(t *testing.T) {
 }
 
 func TestAllNodesStopAndStartAgain(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name  string
 		moved bool

@@ -62,11 +62,13 @@ func exerciseCommand(t *testing.T, node string) {
 }
 
 func TestTheOllamaCommandWorksThroughANode(t *testing.T) {
+	t.Parallel()
 	_, node := startReadyNode(t, "--engine-url", startOllama(t))
 	exerciseCommand(t, node)
 }
 
 func TestTheOllamaCommandWorksWithASupervisedEngine(t *testing.T) {
+	t.Parallel()
 	_, node := startReadyNode(t, "--engine-command", filepath.Join(engineDir(t), "bin", "ollama"))
 	exerciseCommand(t, node)
 }

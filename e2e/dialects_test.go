@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -101,10 +102,29 @@ var inference = []struct{ name, path, body string }{
 }
 
 func TestAnswersAreTheBytesOfTheirEngine(t *testing.T) {
+	t.Parallel()
 	engine := startOllama(t, "noise", "embed")
 	rec := newRecorder(t, engine)
-	_, node := startReadyNode(t, "--engine-url", rec.URL)
+	near := &member{name: "node", dataDir: filepath.Join(t.TempDir(), "near"), args: []string{"--engine-url", rec.URL}}
+	far := &member{name: "far", dataDir: filepath.Join(t.TempDir(), "far"), args: []string{"--engine-url", "http://" + freeAddr(t)}}
+	near.start(t)
+	near.up(t)
+	far.start(t, "--join", newToken(t, near))
+	far.up(t)
+	t.Run("its own node", func(t *testing.T) { compareAnswers(t, rec, engine, near.url) })
+	t.Run("another node", func(t *testing.T) { compareAnswers(t, rec, engine, far.url) })
 
+	// The control: the comparison sees one changed byte of the prompt.
+	_, a := ask(t, "POST", near.url+"/api/generate", `{"model":"noise","prompt":"The sea","stream":false,"options":{"temperature":0,"num_predict":24}}`)
+	_, b := ask(t, "POST", engine+"/api/generate", `{"model":"noise","prompt":"The sez","stream":false,"options":{"temperature":0,"num_predict":24}}`)
+	if masked(a) == masked(b) {
+		t.Error("the comparison cannot tell two prompts apart")
+	}
+}
+
+// compareAnswers sends every kind of request through a node, and wants the bytes that the engine
+// sent, and the answer that the engine gives when it is asked directly.
+func compareAnswers(t *testing.T, rec *recorder, engine, node string) {
 	for _, tc := range inference {
 		for _, stream := range []string{"", `,"stream":true`, `,"stream":false`} {
 			t.Run(strings.TrimSuffix(tc.name+" "+strings.TrimPrefix(stream, ","), " "), func(t *testing.T) {
@@ -128,16 +148,10 @@ func TestAnswersAreTheBytesOfTheirEngine(t *testing.T) {
 			})
 		}
 	}
-
-	// The control: the comparison sees one changed byte of the prompt.
-	_, a := ask(t, "POST", node+"/api/generate", `{"model":"noise","prompt":"The sea","stream":false,"options":{"temperature":0,"num_predict":24}}`)
-	_, b := ask(t, "POST", engine+"/api/generate", `{"model":"noise","prompt":"The sez","stream":false,"options":{"temperature":0,"num_predict":24}}`)
-	if masked(a) == masked(b) {
-		t.Error("the comparison cannot tell two prompts apart")
-	}
 }
 
 func TestBadInputIsAnsweredAsOllamaAnswersIt(t *testing.T) {
+	t.Parallel()
 	engine := startOllama(t, "noise")
 	rec := newRecorder(t, engine)
 	_, node := startReadyNode(t, "--engine-url", rec.URL)

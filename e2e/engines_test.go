@@ -54,6 +54,7 @@ func engineOf(t *testing.T, m *member, node string) cluster.Engine {
 const chat = `{"model":%q,"messages":[{"role":"user","content":"Hello"}],"max_tokens":8,"temperature":0,"seed":1%s}`
 
 func TestAnOpenAIEngineServesV1RoutesInACluster(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "ollama", "both", "at-ollama"), v1Member(t, "vllm", "both", "Org/Model-7B"), fakeMember(t, "third"))
 	for _, m := range c {
 		t.Run("asked at "+m.name, func(t *testing.T) {
@@ -161,6 +162,7 @@ func sameBytes(t *testing.T, node *member, rec *recorder, from string) {
 }
 
 func TestARealLlamaServerAnswersThroughAnotherNode(t *testing.T) {
+	t.Parallel()
 	addr := freeAddr(t)
 	host, port, _ := strings.Cut(addr, ":")
 	engine := start(t, nil, llamaServer(t), "--host", host, "--port", port, "--model", filepath.Join(engineDir(t), "noise.gguf"), "--alias", "noise",
@@ -200,6 +202,7 @@ func TestARealLlamaServerAnswersThroughAnotherNode(t *testing.T) {
 }
 
 func TestANodeRunsARealLlamaServer(t *testing.T) {
+	t.Parallel()
 	command, model := llamaServer(t), filepath.Join(engineDir(t), "noise.gguf")
 	llama := &member{name: "llama", dataDir: filepath.Join(t.TempDir(), "llama"), args: []string{"--engine", "llama-server", "--engine-command", command}}
 	c := form(t, fakeMember(t, "ollama", "m"))

@@ -110,6 +110,7 @@ func TestLosingANodeWithRealEnginesLosesNothingThatHadNotBegun(t *testing.T) {
 }
 
 func TestWithoutAQuorumPromptsAreAnsweredAndWritesSayWhy(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	spare := newToken(t, c[0])
 	c[1].crash(t)
@@ -151,6 +152,7 @@ func TestWithoutAQuorumPromptsAreAnsweredAndWritesSayWhy(t *testing.T) {
 }
 
 func TestEitherOfTwoNodesMayBeClosed(t *testing.T) {
+	t.Parallel()
 	for _, which := range []string{"voter", "observer"} {
 		t.Run(which, func(t *testing.T) {
 			c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"))
@@ -193,6 +195,7 @@ func TestEitherOfTwoNodesMayBeClosed(t *testing.T) {
 }
 
 func TestARemovedNodeThatRunsGetsNowhere(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m", "at-b"), fakeMember(t, "c", "m"))
 	if text, code := run(t, "remove", "b", "--api", c[2].url); code != 0 {
 		t.Fatalf("%d %s", code, text)
@@ -216,6 +219,7 @@ func TestARemovedNodeThatRunsGetsNowhere(t *testing.T) {
 }
 
 func TestTheRunningVoterOfTwoCanGo(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"leave", "remove, asked of the other", "remove, asked of itself"} {
 		t.Run(how, func(t *testing.T) {
 			c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"))
@@ -246,6 +250,7 @@ func TestTheRunningVoterOfTwoCanGo(t *testing.T) {
 }
 
 func TestANodeCanLeave(t *testing.T) {
+	t.Parallel()
 	for _, which := range []string{"leader", "follower"} {
 		t.Run(which, func(t *testing.T) {
 			c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
@@ -269,6 +274,7 @@ func TestANodeCanLeave(t *testing.T) {
 }
 
 func TestDrainLetsStreamsEndAndSendsNothingNew(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a"), supervisedFake(t, "b"), fakeMember(t, "c"))
 	resp, err := client.Post(c[0].url+"/api/generate", "application/json", strings.NewReader(`{"model":"m","prompt":"x","options":{"num_predict":1500}}`))
 	if err != nil {
@@ -313,6 +319,7 @@ func TestDrainLetsStreamsEndAndSendsNothingNew(t *testing.T) {
 }
 
 func TestLeadershipIsHandedOver(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"), fakeMember(t, "d", "m"))
 	_, others := c.leader(t)
 	var voter, observer *member
@@ -346,6 +353,7 @@ func TestLeadershipIsHandedOver(t *testing.T) {
 }
 
 func TestADeadVoterIsReplacedAndReturnsAsAnObserver(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"), fakeMember(t, "d", "m"))
 	role := func(m *member, name string) (role cluster.Role) {
 		s, _ := status(t, m)
@@ -380,6 +388,7 @@ func TestADeadVoterIsReplacedAndReturnsAsAnObserver(t *testing.T) {
 }
 
 func TestRecoverMakesTheLastNodeTheOnlyVoter(t *testing.T) {
+	t.Parallel()
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	if text, code := run(t, "recover", "--data-dir", c[0].dataDir); code != 1 || !strings.Contains(text, "another") {
 		t.Errorf("recover beside a running node: %d %s", code, text)

@@ -78,6 +78,7 @@ type servedNode struct {
 }
 
 func TestAnEngineThatDiesIsStartedAgain(t *testing.T) {
+	t.Parallel()
 	dataDir := filepath.Join(t.TempDir(), "data")
 	node, pid := supervised(t, dataDir)
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
@@ -91,6 +92,7 @@ func TestAnEngineThatDiesIsStartedAgain(t *testing.T) {
 }
 
 func TestANodeThatWasKilledEndsTheEngineItLeftBehind(t *testing.T) {
+	t.Parallel()
 	dataDir := filepath.Join(t.TempDir(), "data")
 	node, pid := supervised(t, dataDir)
 	node.kill()
@@ -104,6 +106,7 @@ func TestANodeThatWasKilledEndsTheEngineItLeftBehind(t *testing.T) {
 }
 
 func TestANodeThatWasKilledEndsTheRunnerOfADeadEngine(t *testing.T) {
+	t.Parallel()
 	dataDir := filepath.Join(t.TempDir(), "data")
 	node, pid := supervised(t, dataDir)
 	node.kill()
@@ -118,6 +121,7 @@ func TestANodeThatWasKilledEndsTheRunnerOfADeadEngine(t *testing.T) {
 }
 
 func TestAStrangerWithTheSameProcessNumberIsSpared(t *testing.T) {
+	t.Parallel()
 	dataDir := filepath.Join(t.TempDir(), "data")
 	stranger := start(t, nil, "sleep", "60")
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {
@@ -136,6 +140,7 @@ func TestAStrangerWithTheSameProcessNumberIsSpared(t *testing.T) {
 }
 
 func TestStoppingANodeLetsStreamsEndAndLeavesNoProcess(t *testing.T) {
+	t.Parallel()
 	dataDir := filepath.Join(t.TempDir(), "data")
 	node, pid := supervised(t, dataDir)
 	resp, err := client.Post(node.url+"/api/generate", "application/json", strings.NewReader(`{"model":"m","prompt":"x"}`))
@@ -170,6 +175,7 @@ func TestStoppingANodeLetsStreamsEndAndLeavesNoProcess(t *testing.T) {
 }
 
 func TestANodeWithoutAnEngineSaysSoAndStillServes(t *testing.T) {
+	t.Parallel()
 	_, node := startNode(t, "--engine-url", "http://"+freeAddr(t))
 	eventually(t, 10*time.Second, "health names the engine", func() bool {
 		status, text := ask(t, "GET", node+"/api/v1/health", "")
@@ -194,6 +200,7 @@ func TestANodeWithoutAnEngineSaysSoAndStillServes(t *testing.T) {
 }
 
 func TestAnOperatorsMistakeIsOneLineThatSaysWhatToDo(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -248,6 +255,7 @@ func TestAnOperatorsMistakeIsOneLineThatSaysWhatToDo(t *testing.T) {
 }
 
 func TestForeignPagesAndHostsAreRefused(t *testing.T) {
+	t.Parallel()
 	_, node := startNode(t, "--engine-url", "http://"+freeAddr(t))
 	for _, tc := range []struct {
 		name, path string
@@ -277,6 +285,7 @@ func TestForeignPagesAndHostsAreRefused(t *testing.T) {
 }
 
 func TestTheNodeTellsOfItself(t *testing.T) {
+	t.Parallel()
 	_, node := startReadyNode(t, "--engine-url", startFake(t))
 	if text, status := run(t, "status", "--api", node, "--json"); status != 0 || !strings.HasPrefix(text, `{"cluster_id"`) || !strings.HasSuffix(text, "}\n") {
 		t.Errorf("status --json: %d %s", status, text)

@@ -96,6 +96,13 @@ func statusCommand() *cobra.Command {
 		fmt.Fprintf(w, "cluster %s, leader %s, term %d, voters %d, %s\n\n", s.ClusterID, leader, s.Term, s.Voters, quorum)
 		_ = w.Flush() // its own columns
 		printNodes(w, s.Nodes)
+		if len(s.Pending) > 0 {
+			_ = w.Flush() // its own columns
+			fmt.Fprintln(w, "\nSeen on the local network, and no members; they join with a token of `ollamamax token create`:")
+			for _, p := range s.Pending {
+				fmt.Fprintf(w, "%s\t%s\n", p.ID, strings.Join(p.Addrs, " "))
+			}
+		}
 	})
 }
 

@@ -45,6 +45,15 @@ type Status struct {
 	Quorum    bool            `json:"quorum"`
 	Voters    int             `json:"voters"`
 	Nodes     []*cluster.Node `json:"nodes"`
+	// Pending are nodes that were seen on the local network and are no members; a token admits them.
+	Pending []Stranger `json:"pending"`
+}
+
+// Stranger is what somebody on the local network claims to be.
+type Stranger struct {
+	ID       cluster.NodeID `json:"id"`
+	Addrs    []string       `json:"addrs"`
+	LastSeen time.Time      `json:"last_seen"`
 }
 
 // Nodes is the answer of GET /api/v1/nodes.

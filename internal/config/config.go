@@ -121,7 +121,10 @@ func Load(path string) (Config, error) {
 		return c, fmt.Errorf("read configuration %s: %w", path, err)
 	}
 	err = yaml.NewDecoder(bytes.NewReader(expanded), yaml.Strict()).Decode(&c)
-	if err != nil && !errors.Is(err, io.EOF) { // an empty file sets nothing
+	if errors.Is(err, io.EOF) { // an empty file sets nothing
+		return Default(), nil
+	}
+	if err != nil {
 		return c, fmt.Errorf("read configuration %s: %s", path, yaml.FormatError(err, false, true))
 	}
 	return c, nil

@@ -41,6 +41,8 @@ type Deps struct {
 	Leave func(context.Context) error
 	// Addrs are where a newcomer may find the cluster.
 	Addrs func() []string
+	// Strangers are the nodes seen on the local network that are no members.
+	Strangers func() []api.Stranger
 }
 
 // Control serves operators.
@@ -75,7 +77,7 @@ func (c *Control) Register(mux *http.ServeMux) {
 func (c *Control) status(w http.ResponseWriter, _ *http.Request) {
 	v := c.deps.View()
 	reply(w, http.StatusOK, api.Status{
-		ClusterID: v.ClusterID, Leader: nameOf(v, v.Leader), Term: v.Term, Quorum: v.Quorum, Voters: v.Voters, Nodes: v.Nodes,
+		ClusterID: v.ClusterID, Leader: nameOf(v, v.Leader), Term: v.Term, Quorum: v.Quorum, Voters: v.Voters, Nodes: v.Nodes, Pending: c.deps.Strangers(),
 	})
 }
 

@@ -127,7 +127,7 @@ func TestAnOpenAIServerIsKnownByWhatItAnswers(t *testing.T) {
 	}
 	fake.Close()
 	e.Refresh(t.Context())
-	if got := e.Status(); got.Engine.Condition != cluster.EngineDown  {
+	if got := e.Status(); got.Engine.Condition != cluster.EngineDown {
 		t.Errorf("gone: %+v", got)
 	}
 }

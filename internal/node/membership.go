@@ -2,10 +2,8 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -16,7 +14,6 @@ import (
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/consensus"
-	"github.com/ollamamax/ollamamax/internal/control"
 	"github.com/ollamamax/ollamamax/internal/mesh"
 )
 
@@ -156,14 +153,14 @@ func (n *Node) enter(ctx context.Context) error {
 		if err := n.openConsensus(); err != nil {
 			return err
 		}
-		if err := n.found(ctx); err != nil {
+		if err := n.foundCluster(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (n *Node) found(ctx context.Context) error {
+func (n *Node) foundCluster(ctx context.Context) error {
 	c := n.consensus.Load()
 	if !c.State().Founded() {
 		command, err := cluster.NewFound(time.Now(), n.id, n.cfg.Node.Name, n.addrs())
@@ -176,147 +173,6 @@ func (n *Node) found(ctx context.Context) error {
 	}
 	n.log.Info("founded a cluster of one; others join with a token of `ollamamax token create`", "cluster", c.State().ClusterID)
 	return n.kept.change(func(m *membership) { m.Trust = c.State().Trust() })
-}
-
-// joinRequest and joinAnswer are the join protocol: one JSON value each way.
-type joinRequest struct {
-	TokenID string   `json:"token_id"`
-	Secret  []byte   `json:"secret"`
-	Name    string   `json:"name"`
-	Addrs   []string `json:"addrs"`
-}
-
-type joinAnswer struct {
-	Code, Error string                      `json:",omitempty"`
-	Trust       cluster.Trust               `json:"trust"`
-	Certificate []byte                      `json:"certificate"`
-	Addrs       map[cluster.NodeID][]string `json:"addrs"`
-}
-
-// redeem turns a token into a membership: it asks the members that the token names, one after the
-// other, until one answers. A refusal is final; it changed nothing, and so may be tried again.
-func (n *Node) redeem(ctx context.Context, text string) error {
-	token, err := cluster.ParseToken(text)
-	if err != nil {
-		return fmt.Errorf("join: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
-	defer cancel()
-	connect, cancelConnect := context.WithTimeout(ctx, connectTimeout) // not all that it names need be up
-	defer cancelConnect()
-	reached, err := n.host.Connect(connect, token.Addrs)
-	if len(reached) == 0 {
-		return fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
-	}
-	for _, id := range reached {
-		var a *joinAnswer
-		if a, err = n.askToJoin(ctx, id, token); err != nil {
-			continue
-		}
-		if a.Error != "" {
-			// Another member may know better: one that lags, or is cut off, does not know the token.
-			err = cluster.ErrorFromCode(a.Code, a.Error)
-			continue
-		}
-		certificate, err := cluster.ParseCertificate(a.Certificate)
-		if err == nil && a.Trust.ClusterID != token.ClusterID {
-			err = fmt.Errorf("the answer is of cluster %s", a.Trust.ClusterID)
-		}
-		if err == nil {
-			err = certificate.Verify(a.Trust, n.id)
-		}
-		if err != nil {
-			return fmt.Errorf("join: member %s answers wrongly: %w", id, err)
-		}
-		for peer, addrs := range a.Addrs {
-			n.host.AddAddrs(peer, addrs)
-		}
-		n.log.Info("joined", "cluster", a.Trust.ClusterID, "through", id)
-		return n.kept.change(func(m *membership) { *m = membership{Trust: a.Trust, Certificate: a.Certificate, Addrs: a.Addrs} })
-	}
-	return fmt.Errorf("join: %w", err)
-}
-
-func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.JoinToken) (*joinAnswer, error) {
-	conn, err := n.host.Dial(ctx, id, joinProtocol)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = conn.SetDeadline(deadline) // a stream that is gone fails at the write below
-	}
-	request := joinRequest{TokenID: token.ID, Secret: token.Secret, Name: n.cfg.Node.Name, Addrs: n.addrs()}
-	if err := json.NewEncoder(conn).Encode(request); err != nil {
-		return nil, fmt.Errorf("ask member %s: %w", id, err)
-	}
-	var a joinAnswer
-	if err := json.NewDecoder(io.LimitReader(conn, maxJoin)).Decode(&a); err != nil {
-		return nil, fmt.Errorf("read answer of member %s: %w", id, err)
-	}
-	return &a, nil
-}
-
-// serveJoin answers strangers that bring a token.
-func (n *Node) serveJoin(ctx context.Context, listener net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() }) // its only error: closed already
-	defer stop()
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return fmt.Errorf("accept joins: %w", err)
-		}
-		n.handlers.Go(func() {
-			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(joinTimeout)) // a stream that is gone fails below
-			var r joinRequest
-			if json.NewDecoder(io.LimitReader(conn, maxJoin)).Decode(&r) != nil {
-				return // no newcomer of ours
-			}
-			a := n.answerJoin(ctx, cluster.NodeID(conn.RemoteAddr().String()), r)
-			_ = json.NewEncoder(conn).Encode(a) // a newcomer that is gone asks again
-		})
-	}
-}
-
-func (n *Node) answerJoin(ctx context.Context, id cluster.NodeID, r joinRequest) joinAnswer {
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
-	defer cancel()
-	refuse := func(err error) joinAnswer {
-		n.log.Warn("refused a newcomer", "peer", id, "name", cluster.CleanName(r.Name), "why", cluster.ErrorCode(err))
-		return joinAnswer{Code: cluster.ErrorCode(err), Error: err.Error()}
-	}
-	if n.kept.read().Removed != "" {
-		return refuse(cluster.ErrNotMember)
-	}
-	token := cluster.JoinToken{ID: r.TokenID, Secret: r.Secret}
-	now := time.Now()
-	if err := n.state().CheckToken(token.ID, token.Hash(), now); err != nil {
-		return refuse(err)
-	}
-	err := n.apply(ctx, cluster.Command{At: now, Join: &cluster.Join{
-		ID: id, Name: cluster.CleanName(r.Name), Addrs: r.Addrs, TokenID: token.ID, SecretHash: token.Hash(),
-	}})
-	if err != nil {
-		return refuse(err)
-	}
-	state := n.state()
-	certificate, err := state.Issue(id)
-	if err != nil {
-		return refuse(err)
-	}
-	n.host.AddAddrs(id, r.Addrs)
-	a := joinAnswer{Trust: state.Trust(), Certificate: certificate.Marshal(), Addrs: map[cluster.NodeID][]string{}}
-	for _, node := range n.View().Nodes {
-		if node.ID != id {
-			a.Addrs[node.ID] = node.P2PAddrs
-		}
-	}
-	n.log.Info("admitted a newcomer", "peer", id, "name", state.Members[id].Name)
-	return a
 }
 
 // removed notes that this node is no member any more: it serves from its own engine alone from now on.
@@ -364,41 +220,6 @@ func (n *Node) standAside(ctx context.Context, agreement *consensus.Consensus) e
 		return fmt.Errorf("%w: no other node is up to lead the cluster without this one: start one, or remove those that are gone first", cluster.ErrNoQuorum)
 	}
 	return nil
-}
-
-// joinOther makes a node that is alone a member of another cluster, without a restart.
-func (n *Node) joinOther(ctx context.Context, token string) error {
-	t, err := cluster.ParseToken(token)
-	if err != nil {
-		return err
-	}
-	state := n.state()
-	removed := n.kept.read().Removed != ""
-	if !removed && t.ClusterID == state.ClusterID && state.ClusterID != "" {
-		return nil // it is one already
-	}
-	if removed || len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
-		return control.ErrNotAlone
-	}
-	reply := make(chan error, 1)
-	select {
-	case n.moves <- move{ctx, token, reply}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case err := <-reply:
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// move is a request to change to another cluster.
-type move struct {
-	ctx   context.Context
-	token string
-	reply chan error
 }
 
 // takePart takes part in the agreement until ctx ends, and changes to another one when asked to.

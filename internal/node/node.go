@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ollamamax/ollamamax/internal/access"
+	"github.com/ollamamax/ollamamax/internal/api"
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/config"
 	"github.com/ollamamax/ollamamax/internal/consensus"
@@ -80,7 +81,8 @@ type Node struct {
 	mu           sync.Mutex // guards what the View is built of
 	peers        map[cluster.NodeID]*peer
 	health       *health.Detector
-	entry        []byte // what this node tells of itself
+	strangers    map[cluster.NodeID]api.Stranger // seen on the local network
+	entry        []byte                          // what this node tells of itself
 	entryVersion uint64
 	conditions   map[cluster.NodeID]cluster.Condition // as logged; of keepView alone
 
@@ -99,7 +101,7 @@ func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logg
 	n := &Node{
 		cfg: cfg, version: version, log: log.With("node", cfg.Node.Name),
 		changed: make(chan struct{}, 1), moves: make(chan move), knocks: make(chan cluster.NodeID, 64),
-		peers: map[cluster.NodeID]*peer{}, health: health.New(), conditions: map[cluster.NodeID]cluster.Condition{},
+		peers: map[cluster.NodeID]*peer{}, health: health.New(), conditions: map[cluster.NodeID]cluster.Condition{}, strangers: map[cluster.NodeID]api.Stranger{},
 	}
 	defer func() {
 		if err != nil {
@@ -146,13 +148,7 @@ func (n *Node) openMesh() error {
 	}
 	n.host, err = mesh.Open(n.cfg.P2P.Config, key, n.log, mesh.Deps{
 		Certificate: n.certificate, Admit: n.admit,
-		Found: func(id cluster.NodeID, addrs []string) {
-			if _, member := n.state().Members[id]; member { // anybody may claim anything there
-				n.host.AddAddrs(id, addrs)
-				n.host.ClearBackoff(id)
-				n.heartbeats.Notify()
-			}
-		},
+		Found: n.found,
 	})
 	if err != nil {
 		return err
@@ -193,7 +189,7 @@ func (n *Node) openAPI() error {
 	}
 	operators := control.New(control.Deps{
 		Log: n.log, Gatherer: registry, View: n.View, State: n.state, Stopping: n.stopping.Load, Now: time.Now,
-		Apply: n.apply, Transfer: n.transfer, Join: n.joinOther, Leave: n.leave, Addrs: n.tokenAddrs,
+		Apply: n.apply, Transfer: n.transfer, Join: n.joinOther, Leave: n.leave, Addrs: n.tokenAddrs, Strangers: n.listStrangers,
 	})
 	mux := http.NewServeMux()
 	front.Register(mux)
