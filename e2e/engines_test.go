@@ -162,7 +162,6 @@ func sameBytes(t *testing.T, node *member, rec *recorder, from string) {
 }
 
 func TestARealLlamaServerAnswersThroughAnotherNode(t *testing.T) {
-	t.Parallel()
 	addr := freeAddr(t)
 	host, port, _ := strings.Cut(addr, ":")
 	engine := start(t, nil, llamaServer(t), "--host", host, "--port", port, "--model", filepath.Join(engineDir(t), "noise.gguf"), "--alias", "noise",

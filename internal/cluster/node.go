@@ -116,14 +116,35 @@ type Slots struct {
 	Total int `json:"total"` // 0 when unknown
 }
 
+// Memory is a machine's main memory, in bytes.
+type Memory struct {
+	Total int64 `json:"total"`
+	Free  int64 `json:"free"` // what programs can have without swapping
+}
+
+// Load is how much a machine has to do: the length of its run queue over one and five minutes.
+type Load struct {
+	One  float64 `json:"1m"`
+	Five float64 `json:"5m"`
+}
+
+// Machine is what a node tells of its machine: rounded, and twice a minute, so that it is no news
+// every second. Zero means unknown.
+type Machine struct {
+	Memory   Memory `json:"memory"`
+	DiskFree int64  `json:"disk_free"` // bytes, where the node keeps its data
+	Load     Load   `json:"load"`
+}
+
 // Node is a member of the cluster as one View shows it: what it tells of itself, and what the
 // viewer knows of it. It is also the wire form of /api/v1.
 type Node struct {
-	ID       NodeID   `json:"id"`
-	Name     string   `json:"name"`
-	Version  string   `json:"version"`
-	APIAddr  string   `json:"api_addr"`
-	P2PAddrs []string `json:"p2p_addrs"` // multiaddrs with the node's id
+	ID       NodeID            `json:"id"`
+	Name     string            `json:"name"`
+	Version  string            `json:"version"`
+	APIAddr  string            `json:"api_addr"`
+	Labels   map[string]string `json:"labels"`
+	P2PAddrs []string          `json:"p2p_addrs"` // multiaddrs with the node's id
 	// PeerAddrs is where the node reaches others now, for those that have lost them: two nodes that
 	// have both moved find each other through a third.
 	PeerAddrs map[NodeID][]string `json:"peer_addrs,omitempty"`
@@ -141,6 +162,7 @@ type Node struct {
 	Models []Model  `json:"models"`
 	Loaded []Loaded `json:"loaded"`
 	Slots  Slots    `json:"slots"`
+	Machine
 }
 
 // Serves tells whether new work may be sent to the node's engine. A suspect node is no candidate

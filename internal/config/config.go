@@ -45,6 +45,8 @@ type Node struct {
 	Name string `yaml:"name"`
 	// DataDir holds everything that outlives the process; default: ~/.ollamamax.
 	DataDir string `yaml:"data_dir"`
+	// Labels describe the node for operators, such as {zone: cellar}. Default none.
+	Labels map[string]string `yaml:"labels"`
 }
 
 // API is the listener for clients and operators. Needs a restart.

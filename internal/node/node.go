@@ -74,6 +74,7 @@ type Node struct {
 	knocks     chan cluster.NodeID // peers whose connections just broke
 
 	view      atomic.Pointer[cluster.View]
+	machine   atomic.Pointer[cluster.Machine]
 	changed   chan struct{} // told that the View is old
 	stopping  atomic.Bool
 	announced atomic.Bool // the own addresses are agreed, or being told
@@ -103,6 +104,10 @@ func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logg
 		changed: make(chan struct{}, 1), moves: make(chan move), knocks: make(chan cluster.NodeID, 64),
 		peers: map[cluster.NodeID]*peer{}, health: health.New(), conditions: map[cluster.NodeID]cluster.Condition{}, strangers: map[cluster.NodeID]api.Stranger{},
 	}
+	if n.cfg.Node.Labels == nil {
+		n.cfg.Node.Labels = map[string]string{} // a list, also on the wire
+	}
+	n.measure(ctx)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -282,6 +287,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.serveJoin(base, n.join) })
 	group.Go(func() error { n.bootstrap(base); return nil })
 	group.Go(func() error { n.knockAtBroken(base); return nil })
+	group.Go(func() error { n.keepMeasuring(base); return nil })
 	group.Go(serve(n.inner, n.peering))
 	group.Go(serve(n.server, n.listener))
 	n.log.Info("serving", "api", "http://"+n.Addr(), "engine", n.engine.Where(), "data_dir", n.cfg.Node.DataDir,

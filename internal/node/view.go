@@ -160,7 +160,7 @@ func (n *Node) describe(state *cluster.State) *cluster.Node {
 	self := &cluster.Node{
 		ID: n.id, Name: n.cfg.Node.Name, Version: n.version, APIAddr: n.Addr(), P2PAddrs: n.addrs(),
 		Condition: cluster.Alive, State: cluster.Active, LastSeen: time.Now().UTC(), Boot: n.boot,
-		Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
+		Labels: n.cfg.Node.Labels, Machine: *n.machine.Load(), Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
 		Slots: cluster.Slots{Busy: n.engine.Busy(), Total: n.engine.Slots()},
 	}
 	if m, ok := state.Members[n.id]; ok {

@@ -1,0 +1,50 @@
+package node
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/shirou/gopsutil/v4/disk"
+	"github.com/shirou/gopsutil/v4/load"
+	"github.com/shirou/gopsutil/v4/mem"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// measureEvery is how often the machine is looked at, for what the node tells of it.
+const measureEvery = 30 * time.Second
+
+// keepMeasuring looks at the machine until ctx ends.
+func (n *Node) keepMeasuring(ctx context.Context) {
+	ticker := time.NewTicker(measureEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			n.measure(ctx)
+			n.touch()
+		}
+	}
+}
+
+// measure looks at the machine once. What a system does not tell stays zero: unknown. Figures are
+// rounded, since every change of them is told to all peers.
+func (n *Node) measure(ctx context.Context) {
+	var m cluster.Machine
+	if v, err := mem.VirtualMemoryWithContext(ctx); err == nil {
+		m.Memory = cluster.Memory{Total: int64(v.Total), Free: round(v.Available, 256<<20)}
+	}
+	if u, err := disk.UsageWithContext(ctx, n.cfg.Node.DataDir); err == nil {
+		m.DiskFree = round(u.Free, 1<<30)
+	}
+	if l, err := load.AvgWithContext(ctx); err == nil {
+		m.Load = cluster.Load{One: math.Round(l.Load1*2) / 2, Five: math.Round(l.Load5*2) / 2}
+	}
+	n.machine.Store(&m)
+}
+
+// round rounds down to a whole number of units.
+func round(bytes, unit uint64) int64 { return int64(bytes / unit * unit) }
