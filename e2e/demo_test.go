@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,12 +38,35 @@ func TestDemoAnswersAndLeavesNothingBehind(t *testing.T) {
 	if err != nil || !bytes.Contains(text, []byte("A cluster is a small village")) {
 		t.Errorf("%s: %v\n%s", line[1], err, text)
 	}
+	// It may lose a node, as it invites to, and answers all the same; the node's engine ends too.
+	kill := regexp.MustCompile(`kill -9 (\d+) `).FindStringSubmatch(p.output.String())
+	if kill == nil {
+		t.Fatalf("no node to lose in:\n%s", p.output)
+	}
+	pid, err := strconv.Atoi(kill[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := filepath.Glob(filepath.Join(tmp, "*", "node-3", "data"))
+	if err != nil || len(data) != 1 {
+		t.Fatal(data, err)
+	}
+	engine := enginePID(t, data[0])
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := exec.Command("sh", "-c", line[1]).Output(); err != nil || !bytes.Contains(text, []byte("A cluster is a small village")) {
+		t.Errorf("after the loss of a node: %s: %v\n%s", line[1], err, text)
+	}
 	if err := p.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	<-p.exited
 	if p.err != nil {
 		t.Errorf("the demo ended with %v", p.err)
+	}
+	if members := group(t, engine); len(members) > 0 {
+		t.Errorf("the lost node's engine lives on: %v", members)
 	}
 	if rest, err := os.ReadDir(tmp); err != nil || len(rest) > 0 {
 		t.Errorf("the demo left %v behind: %v", rest, err)

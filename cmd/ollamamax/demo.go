@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ollamamax/ollamamax/internal/api"
+	"github.com/ollamamax/ollamamax/internal/node"
 )
 
 const (
@@ -81,6 +83,9 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return fmt.Errorf("make a folder for the nodes: %w", err)
 	}
 	defer func() {
+		for i := range d.nodes { // a node that was killed has left its engine
+			err = errors.Join(err, node.EndOrphan(d.dataDir(i), slog.New(slog.DiscardHandler)))
+		}
 		if d.keep {
 			fmt.Fprintln(d.out, "kept", d.dir)
 			return
@@ -192,6 +197,8 @@ func modelName(file string) string {
 
 func (d *demo) url(i int) string { return fmt.Sprintf("http://127.0.0.1:%d", demoFirstPort+10*i) }
 
+func (d *demo) dataDir(i int) string { return filepath.Join(d.dir, nodeName(i), "data") }
+
 // start starts node i, with a HOME, a model folder and a data directory of its own.
 func (d *demo) start(i int, token string) (*exec.Cmd, error) {
 	dir := filepath.Join(d.dir, nodeName(i))
@@ -199,7 +206,7 @@ func (d *demo) start(i int, token string) (*exec.Cmd, error) {
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return nil, fmt.Errorf("make folder of %s: %w", nodeName(i), err)
 	}
-	cmd := exec.Command(d.program, "serve", "--name", nodeName(i), "--data-dir", filepath.Join(dir, "data"),
+	cmd := exec.Command(d.program, "serve", "--name", nodeName(i), "--data-dir", d.dataDir(i),
 		"--listen", strings.TrimPrefix(d.url(i), "http://"), "--engine-command", d.engine, "--log-level", "error",
 		"--p2p-listen", fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", demoFirstPort+10*i+1))
 	if token != "" {

@@ -34,12 +34,12 @@ type record struct {
 	Started int64 `json:"started_ms"` // the process's start, milliseconds since the epoch
 }
 
-func (e *Engine) recordPath() string { return filepath.Join(e.deps.DataDir, "engine.json") }
+func recordPath(dataDir string) string { return filepath.Join(dataDir, "engine.json") }
 
 // supervise keeps the engine running until ctx ends: in a process group of its own, so that its
 // runners end with it, and restarted with back-off when it dies.
 func (e *Engine) supervise(ctx context.Context) error {
-	if err := e.endPredecessor(); err != nil {
+	if err := EndOrphan(e.deps.DataDir, e.deps.Log); err != nil {
 		return err
 	}
 	backoff := minBackoff
@@ -127,7 +127,7 @@ func (e *Engine) runOnce(ctx context.Context) error {
 	e.transport.CloseIdleConnections()
 	killGroup(cmd.Process.Pid) // runners that outlived it
 	<-logged
-	_ = os.Remove(e.recordPath()) // a record of a process that is gone is harmless
+	_ = os.Remove(recordPath(e.deps.DataDir)) // a record of a process that is gone is harmless
 	return err
 }
 
@@ -166,13 +166,14 @@ func (e *Engine) writeRecord(pid int) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(e.recordPath(), data, 0o600)
+	return os.WriteFile(recordPath(e.deps.DataDir), data, 0o600)
 }
 
-// endPredecessor ends the engine that a killed node left behind, with all its runners: its port
-// and its memory would be taken twice otherwise. A process that only has the same number is spared.
-func (e *Engine) endPredecessor() error {
-	data, err := os.ReadFile(e.recordPath())
+// EndOrphan ends the engine that a killed node has left behind, with all its runners: its port and
+// its memory would be taken twice otherwise. A process that only has the same number is spared.
+func EndOrphan(dataDir string, log *slog.Logger) error {
+	path := recordPath(dataDir)
+	data, err := os.ReadFile(path)
 	if os.IsNotExist(err) {
 		return nil
 	}
@@ -181,16 +182,16 @@ func (e *Engine) endPredecessor() error {
 	}
 	var r record
 	if json.Unmarshal(data, &r) != nil || r.PID <= 1 {
-		return os.Remove(e.recordPath()) // half a record, written while the machine went down
+		return os.Remove(path) // half a record, written while the machine went down
 	}
 	started, err := startTime(r.PID)
 	leaderIsOurs := err == nil && started-r.Started < 1000 && r.Started-started < 1000
 	leaderIsGone := err != nil
 	if leaderIsOurs || leaderIsGone && orphansOf(r.PID, r.Started) {
-		e.deps.Log.Warn("ending the engine that an earlier run of this node left behind", "pid", r.PID)
+		log.Warn("ending the engine that an earlier run of this node left behind", "pid", r.PID)
 		killGroup(r.PID)
 	}
-	return os.Remove(e.recordPath())
+	return os.Remove(path)
 }
 
 // orphansOf tells whether runners of a dead engine live on: members of its process group, younger

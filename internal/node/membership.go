@@ -14,6 +14,7 @@ import (
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/consensus"
+	"github.com/ollamamax/ollamamax/internal/engine"
 	"github.com/ollamamax/ollamamax/internal/mesh"
 )
 
@@ -357,3 +358,7 @@ func Recover(dataDir string, log *slog.Logger) error {
 	}
 	return consensus.Recover(filepath.Join(dataDir, raftFolder), id, log)
 }
+
+// EndOrphan ends the engine that a killed node of a data directory has left behind, for one that is
+// not started again.
+func EndOrphan(dataDir string, log *slog.Logger) error { return engine.EndOrphan(dataDir, log) }

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -317,7 +319,7 @@ func (n *Node) lost(id cluster.NodeID, err error) {
 	gone := errors.As(err, &dial) && dial.Refused
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	first := n.health.Broke(id, gone, err.Error(), time.Now())
+	first := n.health.Broke(id, gone, reason(err, gone), time.Now())
 	n.touch()
 	if first && !gone {
 		select {
@@ -326,6 +328,22 @@ func (n *Node) lost(id cluster.NodeID, err error) {
 		}
 	}
 }
+
+// reason says in a few words why a peer cannot be reached.
+func reason(err error, gone bool) string {
+	switch {
+	case gone:
+		return "connection refused: its process is gone"
+	case errors.Is(err, io.EOF):
+		return "it closed the connection"
+	case mesh.IsTimeout(err):
+		return "no answer"
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return text[:min(len(text), maxReason)]
+}
+
+const maxReason = 120
 
 // knockAtBroken looks after the peers whose connections broke, until ctx ends.
 func (n *Node) knockAtBroken(ctx context.Context) {
@@ -356,7 +374,7 @@ func (n *Node) knock(ctx context.Context, id cluster.NodeID) {
 		if errors.As(err, &dial) && dial.Refused {
 			n.mu.Lock()
 			defer n.mu.Unlock()
-			n.health.Broke(id, true, err.Error(), time.Now())
+			n.health.Broke(id, true, reason(err, true), time.Now())
 			n.touch()
 			return
 		}
