@@ -460,9 +460,21 @@ func TestARunningNodeThatIsAloneCanJoin(t *testing.T) {
 	form(t, a)
 	form(t, b)
 	token := newToken(t, a)
-	if code, text := ask(t, "POST", b.url+"/api/v1/cluster/join", fmt.Sprintf(`{"token":%q}`, token)); code != 204 {
-		t.Fatalf("join: %d %s", code, text)
+	var asking sync.WaitGroup
+	for range 3 { // an impatient operator
+		asking.Go(func() {
+			resp, err := client.Post(b.url+"/api/v1/cluster/join", "application/json", strings.NewReader(fmt.Sprintf(`{"token":%q}`, token)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 204 {
+				t.Errorf("join: %d", resp.StatusCode)
+			}
+		})
 	}
+	asking.Wait()
 	testCluster{a, b}.settled(t)
 	if code, text := ask(t, "POST", b.url+"/api/v1/cluster/join", fmt.Sprintf(`{"token":%q}`, token)); code != 204 {
 		t.Errorf("joining one's own cluster again: %d %s", code, text)
@@ -477,6 +489,31 @@ func TestARunningNodeThatIsAloneCanJoin(t *testing.T) {
 	b.start(t)
 	b.up(t)
 	testCluster{a, b}.settled(t)
+}
+
+func TestAGatewayWithoutAnEngineMakesAndPullsModelsOnOneOfTheOthers(t *testing.T) {
+	t.Parallel()
+	dir := engineDir(t)
+	bare := &member{name: "bare", dataDir: filepath.Join(t.TempDir(), "bare"), args: []string{"--engine-url", "http://" + freeAddr(t)}}
+	a, b := realMember(t, "a"), realMember(t, "b")
+	form(t, a, b)
+	bare.start(t, "--join", newToken(t, a))
+	bare.up(t)
+	exerciseCommand(t, bare.url)
+	create(t, bare.url, "noise", filepath.Join(dir, "noise.gguf")) // its blob and its create find one engine
+	_, text := ask(t, "GET", bare.url+"/api/v1/models/noise", "")
+	if strings.Count(text, `"digest"`) != 1 {
+		t.Errorf("%s", text)
+	}
+	for path, want := range map[string]string{"/api/pull": "pulling manifest", "/api/push": "retrieving manifest"} {
+		// A registry that is not there: the engine says so, in its own stream.
+		if code, text := ask(t, "POST", bare.url+path, `{"model":"127.0.0.1:1/me/noise","insecure":true}`); code != 200 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
+	if code, text := ask(t, "GET", bare.url+"/api/version", ""); code != 200 || !strings.Contains(text, "0.3") {
+		t.Errorf("version: %d %s", code, text)
+	}
 }
 
 func TestNodesWithOneNameAreToldApart(t *testing.T) {

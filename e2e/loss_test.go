@@ -100,13 +100,14 @@ func TestLosingANodeWithRealEnginesLosesNothingThatHadNotBegun(t *testing.T) {
 		}
 	}
 	c.settled(t)
-	leader, others := c.leader(t)
-	_ = leader
 	rate := 20
 	if raceFlag != nil {
 		rate = 10
 	}
+	_, others := c.leader(t)
 	loseOneUnderLoad(t, c, others[1], &load{rate: rate, model: "noise", tokens: 8})
+	leader, _ := c.leader(t)
+	loseOneUnderLoad(t, c, leader, &load{rate: rate, model: "noise", tokens: 8})
 }
 
 func TestWithoutAQuorumPromptsAreAnsweredAndWritesSayWhy(t *testing.T) {
@@ -247,6 +248,16 @@ func TestTheRunningVoterOfTwoCanGo(t *testing.T) {
 	if text, code := run(t, "leave", "--api", voter.url); code != 1 || !strings.Contains(text, "no other node is up") {
 		t.Errorf("leave of the only voter: %d %s", code, text)
 	}
+	// It stays what it was: the other comes back, is closed again, and blocks nothing.
+	others[0].start(t)
+	others[0].up(t)
+	c.settled(t)
+	_, others = c.leader(t)
+	others[0].stop(t)
+	leader, _ := c.leader(t)
+	if text, code := run(t, "remove", others[0].name, "--api", leader.url); code != 0 {
+		t.Errorf("remove after a leave that was refused: %d %s", code, text)
+	}
 }
 
 func TestANodeCanLeave(t *testing.T) {
@@ -310,6 +321,9 @@ func TestDrainLetsStreamsEndAndSendsNothingNew(t *testing.T) {
 	}
 	if !strings.Contains(last, `"done":true`) {
 		t.Errorf("the stream was not let to its end: %q", last)
+	}
+	if code, text := ask(t, "POST", c[0].url+"/api/copy", `{"source":"m","destination":"m2"}`); code != 200 {
+		t.Errorf("copy on a draining holder: %d %s", code, text)
 	}
 	eventually(t, 5*time.Second, "b is drained", func() bool { return state(c[0]) == cluster.Drained && state(c[2]) == cluster.Drained })
 	if text, code := run(t, "undrain", "b", "--api", c[1].url); code != 0 {

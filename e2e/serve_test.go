@@ -174,6 +174,42 @@ func TestStoppingANodeLetsStreamsEndAndLeavesNoProcess(t *testing.T) {
 	}
 }
 
+func TestAStreamThatOutlivesTheGraceIsCut(t *testing.T) {
+	t.Parallel()
+	dataDir := filepath.Join(t.TempDir(), "data")
+	node, _ := supervised(t, dataDir)
+	resp, err := client.Post(node.url+"/api/generate", "application/json", strings.NewReader(`{"model":"m","prompt":"x","options":{"num_predict":100000}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	if !lines.Scan() {
+		t.Fatal("no first record")
+	}
+	began := time.Now()
+	if err := node.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() {
+	}
+	<-node.exited
+	if took := time.Since(began); took < 29*time.Second || took > 50*time.Second {
+		t.Errorf("the stream was cut after %v, not after 30 s", took)
+	}
+	if lines.Err() == nil {
+		t.Error("a stream that was cut looks whole")
+	}
+}
+
+func TestTheEnginesLinesArePassedOn(t *testing.T) {
+	t.Parallel()
+	node, _ := supervised(t, filepath.Join(t.TempDir(), "data"))
+	if !strings.Contains(node.output.String(), `msg="engine says"`) || !strings.Contains(node.output.String(), "listening on 127.0.0.1:") {
+		t.Errorf("%s", node.output)
+	}
+}
+
 func TestANodeWithoutAnEngineSaysSoAndStillServes(t *testing.T) {
 	t.Parallel()
 	_, node := startNode(t, "--engine-url", "http://"+freeAddr(t))
@@ -232,6 +268,7 @@ func TestAnOperatorsMistakeIsOneLineThatSaysWhatToDo(t *testing.T) {
 		{"half a token", []string{"serve", "--listen", free, "--p2p-listen", tcp, "--data-dir", dir, "--join", "omx1-abc"}, 1, "join token"},
 		{"name with a space", []string{"serve", "--name", "my box", "--data-dir", dir}, 1, "such as my-box"},
 		{"data directory is a file", []string{"serve", "--p2p-listen", tcp, "--listen", free, "--data-dir", file}, 1, "name another with --data-dir"},
+		{"data directory in a folder that cannot be", []string{"serve", "--p2p-listen", tcp, "--listen", free, "--data-dir", "/proc/no/such"}, 1, "name another with --data-dir"},
 		{"open to the network", []string{"serve", "--listen", "0.0.0.0:11499", "--data-dir", dir}, 1, "access: {mode: open}"},
 		{"itself as its engine", []string{"serve", "--p2p-listen", tcp, "--listen", free, "--engine-url", "http://" + free, "--data-dir", dir}, 1, "which is this node itself"},
 		{"engine twice", []string{"serve", "--engine-url", "http://127.0.0.1:1", "--engine-command", "x"}, 2, "engine-command"},

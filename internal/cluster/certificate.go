@@ -4,6 +4,8 @@ import (
 	"crypto/ed25519"
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // MaxCertificate is the greatest length of a marshalled certificate in bytes.
@@ -121,6 +123,9 @@ func Admit(s *State, known Trust, id NodeID, cert []byte) error {
 	}
 	if err := c.Verify(trust, id); err != nil {
 		return fmt.Errorf("admit %s: %w", id, err)
+	}
+	if s.Founded() && c.Serial < s.NextSerial && !slices.ContainsFunc(slices.Collect(maps.Values(s.Barred)), func(b Bar) bool { return b.Serial == c.Serial }) {
+		return fmt.Errorf("admit %s: its serial %d was given to another: %w", id, c.Serial, ErrBadCertificate)
 	}
 	for barred, bar := range s.Barred {
 		if bar.Serial == c.Serial {

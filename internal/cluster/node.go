@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// NodeID identifies a node for ever: the text form of its libp2p peer id, which is the hash of its
-// public key. Raft's server address and the mesh's dial address are this id, so that a new IP
+// NodeID identifies a node for ever: the text form of its libp2p peer id, which is its public
+// key. Raft's server address and the mesh's dial address are this id, so that a new IP
 // address changes nothing.
 type NodeID string
 

@@ -109,7 +109,7 @@ func (c *Consensus) Transfer(ctx context.Context, to cluster.NodeID) error {
 // HandOver makes it safe to stop this node: if it leads, another leads afterwards, and if the
 // others could not agree without its vote, they get votes of their own first and this node gives
 // up its own. Call it before Close and stop proposing; a node that was handed over stays so until
-// it is opened again. It returns at once when there is nothing to hand over or nobody to take it,
+// Stay, or until it is opened again. It returns at once when there is nothing to hand over or nobody to take it,
 // and an error when ctx ends first: the others may then be unable to agree until it is back.
 func (c *Consensus) HandOver(ctx context.Context) error {
 	if _, leads := c.leads(); !leads {
@@ -126,6 +126,12 @@ func (c *Consensus) HandOver(ctx context.Context) error {
 			return fmt.Errorf("hand over before stopping: the other nodes may be unable to change the cluster until this one is back: %w", ctx.Err())
 		}
 	}
+}
+
+// Stay takes a HandOver back: the node may lead and vote again.
+func (c *Consensus) Stay() {
+	c.leaving.Store(false)
+	c.changed.notify()
 }
 
 // dispensable reports whether the others can agree without this node, or never will.

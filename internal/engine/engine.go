@@ -263,7 +263,7 @@ func (e *Engine) look(ctx context.Context, full bool) {
 		switch ended := e.ended.Load(); {
 		case errors.Is(err, errLoading):
 			next.Engine.Condition = cluster.EngineStarting
-		case e.cfg.Command != "" && errors.Is(err, ErrDown):
+		case e.cfg.Command != "" && neverSent(err): // not there, or not listening yet
 			next.Engine.Condition, next.Engine.Why = cluster.EngineStarting, "starting"
 			if ended != nil {
 				next.Engine.Why = "starting again: " + *ended
@@ -282,6 +282,12 @@ func (e *Engine) look(ctx context.Context, full bool) {
 		}
 		e.deps.Changed()
 	}
+}
+
+// neverSent tells whether a request failed before anything of it was sent.
+func neverSent(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // Busy is how many requests the engine is serving for this node.

@@ -96,7 +96,7 @@ func digest(m gjson.Result) string { return strings.TrimPrefix(m.Get("digest").S
 // moment reads a time; the zero time when there is none.
 func moment(m gjson.Result, field string) time.Time {
 	at, err := time.Parse(time.RFC3339Nano, m.Get(field).String())
-	if err != nil {
+	if year := at.UTC().Year(); err != nil || year < 1 || year > 9999 { // what JSON cannot hold
 		return time.Time{}
 	}
 	return at.UTC()

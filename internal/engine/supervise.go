@@ -126,7 +126,12 @@ func (e *Engine) runOnce(ctx context.Context) error {
 	e.base.Store(nil)
 	e.transport.CloseIdleConnections()
 	killGroup(cmd.Process.Pid) // runners that outlived it
-	<-logged
+	select {
+	case <-logged:
+	case <-time.After(stopGrace): // somebody outside the group holds the pipe
+		_ = reader.Close() // ends the reading
+		<-logged
+	}
 	_ = os.Remove(recordPath(e.deps.DataDir)) // a record of a process that is gone is harmless
 	return err
 }

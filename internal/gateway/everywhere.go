@@ -44,7 +44,7 @@ func (g *Gateway) everywhere(x *exchange, req *request, concerns func(*cluster.N
 			nodes = append(nodes, n)
 		}
 	}
-	if len(nodes) == 0 || len(nodes) == 1 && nodes[0].Condition != cluster.Dead {
+	if len(nodes) == 0 {
 		g.attempts(x, req)
 		return
 	}
@@ -71,7 +71,7 @@ func (g *Gateway) everywhere(x *exchange, req *request, concerns func(*cluster.N
 			done = append(done, o.node.Name)
 		}
 	}
-	if len(failed) > 0 {
+	if only := outcomes[0]; len(failed) > 0 && (len(outcomes) > 1 || only.err != nil) {
 		message := "failed on " + strings.Join(failed, "; ")
 		if len(done) > 0 {
 			message += "; done on " + strings.Join(done, ", ")

@@ -3,6 +3,8 @@ package gateway
 import (
 	"net/http"
 	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
 )
 
 // RegisterLocal adds the routes that other nodes' gateways ask for to the mux of the mesh's
@@ -28,7 +30,7 @@ func (g *Gateway) local(x *exchange) {
 	case g.deps.Stopping():
 		refuse(x, "node is stopping")
 		return
-	case self == nil || self.Engine == nil || !self.Serves():
+	case self == nil || !self.Serves() && !(x.route.holders && self.Engine != nil && self.Engine.Condition == cluster.EngineReady):
 		refuse(x, "node takes no work: draining, or its engine is not running")
 		return
 	case !self.Engine.Has(x.r.URL.Path):

@@ -68,7 +68,6 @@ func readBody(w http.ResponseWriter, r *http.Request, max int64, timeout time.Du
 	if _, err := buf.ReadFrom(reader); err != nil {
 		return nil, badRequest("read request body: " + err.Error())
 	}
-	_ = control.SetReadDeadline(time.Time{}) // servers that cannot set deadlines have none
 	if int64(buf.Len()) > max {
 		return nil, tooLarge(max)
 	}
@@ -88,7 +87,11 @@ type impatientReader struct {
 
 func (i *impatientReader) Read(p []byte) (int, error) {
 	_ = i.control.SetReadDeadline(time.Now().Add(i.timeout)) // servers that cannot set deadlines have none
-	return i.r.Read(p)
+	n, err := i.r.Read(p)
+	if err != nil {
+		_ = i.control.SetReadDeadline(time.Time{}) // the answer may take longer
+	}
+	return n, err
 }
 
 // parse takes from a body what routing needs. Bodies that no engine would take are refused here,

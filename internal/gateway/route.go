@@ -17,6 +17,7 @@ type route struct {
 	multipart bool // the body is a form, not JSON
 	infers    bool // loads the model if it is not loaded
 	bodyless  bool // may come without a body
+	holders   bool // concerns every replica; a node that takes no prompts does it too
 	changes   bool // changes what the engine holds: never sent twice, and the inventory is read anew
 	as        string
 	// missing says how Ollama refuses a body that names no model; nil: it is the engine's to judge.
@@ -59,8 +60,8 @@ func routes() []*route {
 		{path: "/api/create", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true},
 		{path: "/api/blobs/{digest}", methods: []string{http.MethodPost, http.MethodHead}, serve: (*Gateway).blob},
 		{path: "/api/push", methods: post, serve: (*Gateway).forward, streams: true, changes: true, missing: modelRequired},
-		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, changes: true, missing: emptySourceInvalid},
-		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardHolders, changes: true, missing: modelRequired},
+		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, holders: true, changes: true, missing: emptySourceInvalid},
+		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardHolders, holders: true, changes: true, missing: modelRequired},
 
 		// An account is one engine's: these are not tried on another.
 		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},

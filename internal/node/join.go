@@ -31,18 +31,14 @@ type joinAnswer struct {
 
 // redeem turns a token into a membership: it asks the members that the token names, one after the
 // other, until one answers. A refusal is final; it changed nothing, and so may be tried again.
-func (n *Node) redeem(ctx context.Context, text string) error {
-	token, err := cluster.ParseToken(text)
-	if err != nil {
-		return fmt.Errorf("join: %w", err)
-	}
+func (n *Node) redeem(ctx context.Context, token cluster.JoinToken) (*membership, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	connect, cancelConnect := context.WithTimeout(ctx, connectTimeout) // not all that it names need be up
 	defer cancelConnect()
 	reached, err := n.host.Connect(connect, token.Addrs)
 	if len(reached) == 0 {
-		return fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
+		return nil, fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
 	}
 	for _, id := range reached {
 		var a *joinAnswer
@@ -62,15 +58,15 @@ func (n *Node) redeem(ctx context.Context, text string) error {
 			err = certificate.Verify(a.Trust, n.id)
 		}
 		if err != nil {
-			return fmt.Errorf("join: member %s answers wrongly: %w", id, err)
+			return nil, fmt.Errorf("join: member %s answers wrongly: %w", id, err)
 		}
 		for peer, addrs := range a.Addrs {
 			n.host.AddAddrs(peer, addrs)
 		}
 		n.log.Info("joined", "cluster", a.Trust.ClusterID, "through", id)
-		return n.kept.change(func(m *membership) { *m = membership{Trust: a.Trust, Certificate: a.Certificate, Addrs: a.Addrs} })
+		return &membership{Trust: a.Trust, Certificate: a.Certificate, Addrs: a.Addrs}, nil
 	}
-	return fmt.Errorf("join: %w", err)
+	return nil, fmt.Errorf("join: %w", err)
 }
 
 func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.JoinToken) (*joinAnswer, error) {
@@ -87,7 +83,7 @@ func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.J
 		return nil, fmt.Errorf("ask member %s: %w", id, err)
 	}
 	var a joinAnswer
-	if err := json.NewDecoder(io.LimitReader(conn, maxJoin)).Decode(&a); err != nil {
+	if err := json.NewDecoder(io.LimitReader(conn, maxJoinAnswer)).Decode(&a); err != nil {
 		return nil, fmt.Errorf("read answer of member %s: %w", id, err)
 	}
 	return &a, nil
@@ -106,6 +102,8 @@ func (n *Node) serveJoin(ctx context.Context, listener net.Listener) error {
 			return fmt.Errorf("accept joins: %w", err)
 		}
 		n.handlers.Go(func() {
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() }) // nobody waits for a stranger
+			defer stop()
 			defer conn.Close()
 			_ = conn.SetDeadline(time.Now().Add(joinTimeout)) // a stream that is gone fails below
 			var r joinRequest
@@ -156,18 +154,10 @@ func (n *Node) answerJoin(ctx context.Context, id cluster.NodeID, r joinRequest)
 }
 
 // joinOther makes a node that is alone a member of another cluster, without a restart.
-func (n *Node) joinOther(ctx context.Context, token string) error {
-	t, err := cluster.ParseToken(token)
+func (n *Node) joinOther(ctx context.Context, text string) error {
+	token, err := cluster.ParseToken(text)
 	if err != nil {
 		return err
-	}
-	state := n.state()
-	removed := n.kept.read().Removed != ""
-	if !removed && t.ClusterID == state.ClusterID && state.ClusterID != "" {
-		return nil // it is one already
-	}
-	if removed || len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
-		return control.ErrNotAlone
 	}
 	reply := make(chan error, 1)
 	select {
@@ -183,9 +173,35 @@ func (n *Node) joinOther(ctx context.Context, token string) error {
 	}
 }
 
+// alone returns control.ErrNotAlone unless this node's cluster has agreed on nothing but the node
+// itself. A node that has not caught up with its cluster is not alone.
+func (n *Node) alone() error {
+	k, state := n.kept.read(), n.state()
+	if k.Removed != "" || !state.Founded() || state.ClusterID != k.Trust.ClusterID ||
+		len(state.Members) > 1 || len(state.Tokens) > 0 || len(state.Barred) > 0 || state.Members[n.id].Draining {
+		return control.ErrNotAlone
+	}
+	return nil
+}
+
+// prepareMove redeems the token of a move; nil: the node belongs to that cluster already.
+func (n *Node) prepareMove(m move) (*membership, error) {
+	if k := n.kept.read(); k.Removed == "" && k.Trust.ClusterID == m.token.ClusterID {
+		return nil, nil
+	}
+	if err := n.alone(); err != nil {
+		return nil, err
+	}
+	next, err := n.redeem(m.ctx, m.token)
+	if err != nil {
+		return nil, err
+	}
+	return next, n.alone() // nothing was agreed meanwhile that would be lost
+}
+
 // move is a request to change to another cluster.
 type move struct {
 	ctx   context.Context
-	token string
+	token cluster.JoinToken
 	reply chan error
 }

@@ -57,12 +57,17 @@ func (k *kept) read() membership {
 func (k *kept) change(f func(*membership)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	f(&k.membership)
-	data, err := json.MarshalIndent(k.membership, "", "  ")
+	next := k.membership
+	f(&next)
+	data, err := json.MarshalIndent(next, "", "  ")
 	if err != nil {
 		return err
 	}
-	return writeFile(k.path, append(data, '\n'))
+	if err := writeFile(k.path, append(data, '\n')); err != nil {
+		return err
+	}
+	k.membership = next
+	return nil
 }
 
 // nextBoot numbers this start of the node: greater than all before, also after a restored backup.

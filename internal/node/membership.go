@@ -25,7 +25,8 @@ const (
 
 	joinTimeout    = 15 * time.Second
 	connectTimeout = 5 * time.Second
-	maxJoin        = 64 << 10 // bytes of a message of the join protocol
+	maxJoin        = 64 << 10 // bytes of a newcomer's request
+	maxJoinAnswer  = 4 << 20  // bytes of the answer, with the addresses of all members
 )
 
 // The data directory's files that more than one place names.
@@ -146,7 +147,15 @@ func (n *Node) enter(ctx context.Context) error {
 		if err := os.RemoveAll(n.raftDir()); err != nil { // of a cluster that was founded only by half
 			return fmt.Errorf("join: %w", err)
 		}
-		if err := n.redeem(ctx, token); err != nil {
+		t, err := cluster.ParseToken(token)
+		if err != nil {
+			return fmt.Errorf("join: %w", err)
+		}
+		next, err := n.redeem(ctx, t)
+		if err != nil {
+			return err
+		}
+		if err := n.kept.change(func(m *membership) { *m = *next }); err != nil {
 			return err
 		}
 		return n.openConsensus()
@@ -194,12 +203,17 @@ func (n *Node) apply(ctx context.Context, c cluster.Command) error {
 	if agreement == nil || n.kept.read().Removed != "" {
 		return fmt.Errorf("%w: this node belongs to no cluster any more", cluster.ErrNotMember)
 	}
-	if c.Remove != nil && c.Remove.ID == n.id {
+	itself := c.Remove != nil && c.Remove.ID == n.id
+	if itself {
 		if err := n.standAside(ctx, agreement); err != nil {
+			agreement.Stay()
 			return err
 		}
 	}
 	if err := agreement.Apply(ctx, c); err != nil {
+		if itself {
+			agreement.Stay()
+		}
 		return err
 	}
 	n.rebuild() // whoever asked sees what it did
@@ -225,33 +239,44 @@ func (n *Node) standAside(ctx context.Context, agreement *consensus.Consensus) e
 
 // takePart takes part in the agreement until ctx ends, and changes to another one when asked to.
 func (n *Node) takePart(ctx context.Context) error {
-	for {
-		seat, leave := context.WithCancel(ctx)
-		done := make(chan error, 1)
-		c := n.consensus.Load()
-		if c != nil {
-			go func() { done <- n.sit(seat, c) }()
+	for ctx.Err() == nil {
+		if err := n.takeSeat(ctx); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// takeSeat takes part in one agreement, until ctx ends or the node has moved to another.
+func (n *Node) takeSeat(ctx context.Context) error {
+	seat, leave := context.WithCancel(ctx)
+	defer leave()
+	done := make(chan error, 1)
+	if c := n.consensus.Load(); c != nil {
+		go func() { done <- n.sit(seat, c) }()
+	} else {
+		context.AfterFunc(seat, func() { done <- nil })
+	}
+	for {
 		select {
 		case err := <-done:
-			leave()
 			return err
-		case <-ctx.Done():
-			leave()
-			if c == nil {
-				return nil
-			}
-			return <-done
 		case m := <-n.moves:
-			err := n.redeem(m.ctx, m.token)
+			next, err := n.prepareMove(m)
+			if err != nil || next == nil {
+				m.reply <- err
+				continue
+			}
 			leave()
-			if c != nil {
-				err = errors.Join(err, <-done)
+			err = <-done
+			if err == nil {
+				err = n.kept.change(func(k *membership) { *k = *next })
 			}
 			if err == nil {
 				err = n.changeSeat()
 			}
 			m.reply <- err
+			return nil
 		}
 	}
 }
@@ -300,8 +325,11 @@ func (n *Node) follow(ctx context.Context, state *cluster.State) {
 	n.host.Protect(members)
 	n.mu.Lock()
 	for id := range state.Barred { // others may be members that this State has not heard of yet
-		delete(n.peers, id)
-		n.health.Forget(id)
+		if n.peers[id] != nil {
+			delete(n.peers, id)
+			n.health.Forget(id)
+			n.handlers.Go(func() { n.expel(ctx, id) })
+		}
 	}
 	n.mu.Unlock()
 	n.touch()
@@ -310,6 +338,17 @@ func (n *Node) follow(ctx context.Context, state *cluster.State) {
 		n.handlers.Go(func() { n.announce(ctx, m) })
 	}
 }
+
+// expel closes what is still open with a node that was removed, once it has had the time to hear of it.
+func (n *Node) expel(ctx context.Context, id cluster.NodeID) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(farewell):
+		n.host.Disconnect(id)
+	}
+}
+
+const farewell = 5 * time.Second
 
 // announce tells the cluster where this node is now, if that has changed since it was last here.
 func (n *Node) announce(ctx context.Context, m cluster.Member) {
@@ -321,7 +360,7 @@ func (n *Node) announce(ctx context.Context, m cluster.Member) {
 	defer ticker.Stop()
 	for {
 		err := n.apply(ctx, cluster.Command{At: time.Now(), Update: &cluster.Update{ID: n.id, Addrs: &addrs}})
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || errors.Is(err, cluster.ErrNotMember) || errors.Is(err, cluster.ErrBarred) {
 			return
 		}
 		n.log.Debug("cannot tell the cluster the own addresses yet", "err", err)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"time"
 
@@ -27,6 +28,7 @@ func (n *Node) found(id cluster.NodeID, addrs []string) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	maps.DeleteFunc(n.strangers, func(_ cluster.NodeID, s api.Stranger) bool { return time.Since(s.LastSeen) > strangersFade })
 	if _, known := n.strangers[id]; known || len(n.strangers) < maxStrangers {
 		n.strangers[id] = api.Stranger{ID: id, Addrs: addrs[:min(len(addrs), strangersAddrs)], LastSeen: time.Now().UTC()}
 	}

@@ -311,7 +311,8 @@ const (
 func (n *Node) lost(id cluster.NodeID, err error) {
 	var refused *mesh.RefusedError
 	if errors.As(err, &refused) {
-		if errors.Is(admissionError(refused.Reason), cluster.ErrBarred) && n.state().Members[id].ID == id {
+		// One member's word is not enough while a majority is heard: it may be the one that is apart.
+		if errors.Is(admissionError(refused.Reason), cluster.ErrBarred) && n.state().Members[id].ID == id && !n.agreed().Quorum {
 			n.removed("removed from the cluster, as its member " + n.state().Members[id].Name + " says")
 		}
 	}
