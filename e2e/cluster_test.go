@@ -199,7 +199,7 @@ func TestAnyNodeAnswersAnyPrompt(t *testing.T) {
 		if _, text := ask(t, "GET", m.url+"/v1/models", ""); strings.Count(text, `"id"`) != 4 {
 			t.Errorf("%s: /v1/models: %s", m.name, text)
 		}
-		eventually(t, 5*time.Second, "ps lists what is loaded anywhere", func() bool {
+		eventually(t, 30*time.Second, "ps lists what is loaded anywhere", func() bool {
 			_, text := ask(t, "GET", m.url+"/api/ps", "")
 			return strings.Contains(text, "at-a") && strings.Contains(text, "at-b") && strings.Contains(text, "at-c")
 		})
@@ -214,7 +214,7 @@ func TestAnyNodeAnswersAnyPrompt(t *testing.T) {
 	for _, m := range c {
 		ask(t, "POST", m.engine+"/api/generate", `{"model":"all","prompt":"load","stream":false}`)
 	}
-	eventually(t, 5*time.Second, "all have it loaded", func() bool {
+	eventually(t, 30*time.Second, "all have it loaded", func() bool {
 		_, text := ask(t, "GET", c[0].url+"/api/v1/models/all", "")
 		return strings.Count(text, `"loaded":true`) == 3
 	})
@@ -269,7 +269,7 @@ func TestAFailureBeforeTheFirstByteIsMadeUpElsewhere(t *testing.T) {
 	for _, m := range c[1:] { // loaded is preferred to stored
 		ask(t, "POST", m.engine+"/api/generate", `{"model":"m","prompt":"load","stream":false}`)
 	}
-	eventually(t, 5*time.Second, "both have it loaded", func() bool {
+	eventually(t, 30*time.Second, "both have it loaded", func() bool {
 		_, text := ask(t, "GET", c[0].url+"/api/v1/models/m", "")
 		return strings.Count(text, `"loaded":true`) == 2
 	})
@@ -374,7 +374,7 @@ func TestTheOllamaCommandWorksThroughEveryNode(t *testing.T) {
 	create(t, c[1].url, "noise", filepath.Join(engineDir(t), "noise.gguf"))
 	var texts []string
 	for _, m := range c {
-		eventually(t, 5*time.Second, m.name+" knows the model", func() bool {
+		eventually(t, 30*time.Second, m.name+" knows the model", func() bool {
 			_, text := ask(t, "GET", m.url+"/api/tags", "")
 			return strings.Contains(text, "noise")
 		})
@@ -523,7 +523,7 @@ func TestNodesWithOneNameAreToldApart(t *testing.T) {
 	form(t, a)
 	b.start(t, "--join", newToken(t, a))
 	b.up(t)
-	eventually(t, 10*time.Second, "the second box has another name", func() bool {
+	eventually(t, 20*time.Second, "the second box has another name", func() bool {
 		s, _ := status(t, a)
 		return len(s.Nodes) == 2 && s.Nodes[0].Name == "box" && s.Nodes[1].Name == "box-2"
 	})
@@ -534,7 +534,7 @@ func TestANodeComesBackToItsCluster(t *testing.T) {
 	c := form(t, fakeMember(t, "a", "m"), fakeMember(t, "b", "m"), fakeMember(t, "c", "m"))
 	before, _ := status(t, c[0])
 	c[2].stop(t)
-	eventually(t, 3*time.Second, "the others see it gone", func() bool { return condition(t, c[0], "c") == cluster.Dead && condition(t, c[1], "c") == cluster.Dead })
+	eventually(t, 20*time.Second, "the others see it gone", func() bool { return condition(t, c[0], "c") == cluster.Dead && condition(t, c[1], "c") == cluster.Dead })
 	// A token for the same cluster is not needed, and said so; one for another is refused.
 	token := newToken(t, c[0])
 	c[2].start(t, "--join", token)

@@ -50,7 +50,7 @@ func exerciseCommand(t *testing.T, node string) {
 		t.Errorf("ps after run:\n%s", ps)
 	}
 	ollama(t, node, "stop", "mine")
-	eventually(t, 10*time.Second, "ps is empty after stop", func() bool { return !strings.Contains(ollama(t, node, "ps"), "mine") })
+	eventually(t, 20*time.Second, "ps is empty after stop", func() bool { return !strings.Contains(ollama(t, node, "ps"), "mine") })
 	ollama(t, node, "cp", "mine", "yours")
 	if list := ollama(t, node, "list"); !strings.Contains(list, "yours:latest") {
 		t.Errorf("list after cp:\n%s", list)

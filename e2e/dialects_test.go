@@ -150,6 +150,27 @@ func compareAnswers(t *testing.T, rec *recorder, engine, node string) {
 	}
 }
 
+// audio is a transcription's form; the model's name stands behind the file.
+func audio(model string) (contentType, body string) {
+	return "multipart/form-data; boundary=x", "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\nRIFF....WAVEfmt \r\n" +
+		"--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\n" + model + "\r\n--x--\r\n"
+}
+
+func TestAudioIsAnsweredAsOllamaAnswersIt(t *testing.T) {
+	t.Parallel()
+	engine := startOllama(t, "noise")
+	_, node := startReadyNode(t, "--engine-url", engine)
+	for _, model := range []string{"noise", "nope"} {
+		contentType, body := audio(model)
+		code, text := ask(t, "POST", node+"/v1/audio/transcriptions", body, "Content-Type", contentType)
+		directCode, direct := ask(t, "POST", engine+"/v1/audio/transcriptions", body, "Content-Type", contentType)
+		if code != directCode || masked(text) != masked(direct) {
+			t.Errorf("%s: %d %s, directly %d %s", model, code, text, directCode, direct)
+		}
+		t.Logf("%s: %d %.200s", model, code, text)
+	}
+}
+
 func TestBadInputIsAnsweredAsOllamaAnswersIt(t *testing.T) {
 	t.Parallel()
 	engine := startOllama(t, "noise")

@@ -126,7 +126,7 @@ func TestAnOpenAIEngineServesV1RoutesInACluster(t *testing.T) {
 	if status, text := ask(t, "POST", c[1].url+"/api/chat", fmt.Sprintf(chat, "both", "")); status != http.StatusNotImplemented {
 		t.Errorf("Ollama's route after its replica was deleted: %d %s", status, text)
 	}
-	eventually(t, 5*time.Second, "the third node hears whose the name is now", func() bool {
+	eventually(t, 30*time.Second, "the third node hears whose the name is now", func() bool {
 		status, _ := ask(t, "POST", c[2].url+"/v1/chat/completions", fmt.Sprintf(chat, "both", ""))
 		return status == 200
 	})
@@ -197,7 +197,7 @@ func TestARealLlamaServerAnswersThroughAnotherNode(t *testing.T) {
 		t.Errorf("one model: %d %s", status, text)
 	}
 	engine.stop(t)
-	eventually(t, 10*time.Second, "the others hear that it is gone", func() bool { return engineOf(t, c[0], "llama").Condition == cluster.EngineDown })
+	eventually(t, 20*time.Second, "the others hear that it is gone", func() bool { return engineOf(t, c[0], "llama").Condition == cluster.EngineDown })
 }
 
 func TestANodeRunsARealLlamaServer(t *testing.T) {

@@ -277,7 +277,7 @@ func startFake(t *testing.T, args ...string) string {
 	addr := freeAddr(t)
 	start(t, nil, fakeBinary, append([]string{"-listen", addr, "-model", "m"}, args...)...)
 	url := "http://" + addr
-	eventually(t, 10*time.Second, "the fake engine answers", func() bool { return answers(url + "/api/version") })
+	eventually(t, 20*time.Second, "the fake engine answers", func() bool { return answers(url + "/api/version") })
 	return url
 }
 

@@ -84,8 +84,8 @@ func TestAnEngineThatDiesIsStartedAgain(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the dead engine's runner has ended too", func() bool { return len(group(t, pid)) == 0 })
-	eventually(t, 15*time.Second, "another engine answers", func() bool {
+	eventually(t, 20*time.Second, "the dead engine's runner has ended too", func() bool { return len(group(t, pid)) == 0 })
+	eventually(t, 30*time.Second, "another engine answers", func() bool {
 		status, _ := ask(t, "POST", node.url+"/api/generate", `{"model":"m","prompt":"x","stream":false,"options":{"num_predict":1}}`)
 		return status == http.StatusOK && enginePID(t, dataDir) != pid
 	})
@@ -113,7 +113,7 @@ func TestANodeThatWasKilledEndsTheRunnerOfADeadEngine(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil { // only the engine: its runner lives on
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "the runner is alone", func() bool { return len(group(t, pid)) == 1 })
+	eventually(t, 30*time.Second, "the runner is alone", func() bool { return len(group(t, pid)) == 1 })
 	supervised(t, dataDir)
 	if members := group(t, pid); len(members) != 0 {
 		t.Errorf("the runner lives on: %v", members)
@@ -155,7 +155,7 @@ func TestStoppingANodeLetsStreamsEndAndLeavesNoProcess(t *testing.T) {
 	if err := node.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "readiness falls", func() bool { return !answers(node.url + "/readyz") })
+	eventually(t, 30*time.Second, "readiness falls", func() bool { return !answers(node.url + "/readyz") })
 	last := ""
 	n := 1
 	for lines.Scan() {
@@ -213,7 +213,7 @@ func TestTheEnginesLinesArePassedOn(t *testing.T) {
 func TestANodeWithoutAnEngineSaysSoAndStillServes(t *testing.T) {
 	t.Parallel()
 	_, node := startNode(t, "--engine-url", "http://"+freeAddr(t))
-	eventually(t, 10*time.Second, "health names the engine", func() bool {
+	eventually(t, 20*time.Second, "health names the engine", func() bool {
 		status, text := ask(t, "GET", node+"/api/v1/health", "")
 		return status == http.StatusServiceUnavailable && strings.Contains(text, `"engine":"down"`)
 	})

@@ -29,7 +29,6 @@ const (
 	CodeBadRequest = "bad_request"
 	CodeInternal   = "internal"
 	CodeConflict   = "conflict"
-	CodeNoQuorum   = "no_quorum"
 )
 
 // ErrorBody is the body around an Error.

@@ -16,6 +16,7 @@ import (
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/config"
 	"github.com/ollamamax/ollamamax/internal/engine/enginetest"
+	"github.com/ollamamax/ollamamax/internal/mesh"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -88,6 +89,29 @@ func TestNodesOfOneProcessAreAClusterAndLeaveNothingBehind(t *testing.T) {
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+func TestAMembersNonsenseIsRefused(t *testing.T) {
+	n := open(t, "a", "")
+	until(t, "the node's own view", func() bool { return n.View().Quorum })
+	before := n.state().Version
+	for _, body := range []string{"", "{", "null", "[]", `{"at":"x"}`, `{"join":{}}`, `{"remove":{"id":"nobody"}}`, `{"drain":{"id":""},"found":{}}`, strings.Repeat("[", 1<<16), "\x00\xff"} {
+		for _, path := range []string{applyPath, transferPath, entryPath, "/api/chat", "/api/blobs/x", "/nowhere"} {
+			for _, method := range []string{http.MethodPost, http.MethodGet, http.MethodDelete} {
+				w := httptest.NewRecorder()
+				n.inner.Handler.ServeHTTP(w, httptest.NewRequest(method, path, strings.NewReader(body)))
+			}
+		}
+		n.entryReceived("somebody", 1, 1, []byte(body))
+		n.lost("somebody", &mesh.RefusedError{Peer: "somebody", Reason: body})
+		n.found("somebody", []string{body})
+		n.answerJoin(t.Context(), "somebody", joinRequest{TokenID: body, Secret: []byte(body), Name: body, Addrs: []string{body}})
+	}
+	n.entryReceived("somebody", 2, 1, []byte(`{"models":[{"name":""},{"name":"/:@"}],"p2p_addrs":["nonsense"],"peer_addrs":{"":["x"]},"engine":null}`))
+	n.rebuild()
+	if state := n.state(); state.Version != before || len(state.Members) != 1 || n.kept.read().Removed != "" {
+		t.Errorf("nonsense changed what is agreed: %+v", state.Members)
+	}
 }
 
 func TestANodeThatCannotOpenHoldsNothing(t *testing.T) {
