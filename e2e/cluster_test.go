@@ -219,13 +219,13 @@ func TestAnyNodeAnswersAnyPrompt(t *testing.T) {
 		return strings.Count(text, `"loaded":true`) == 3
 	})
 	served := map[string]int{}
-	for i := range 60 {
+	i := 0
+	eventually(t, 20*time.Second, "all three serve", func() bool {
 		_, node, _ := generate(t, c[i%3], "all", fmt.Sprint(i))
 		served[node]++
-	}
-	if len(served) < 3 {
-		t.Errorf("served by %v", served)
-	}
+		i++
+		return len(served) == 3
+	})
 }
 
 func TestCopyAndDeleteReachEveryHolder(t *testing.T) {
@@ -289,14 +289,13 @@ func TestAFailureBeforeTheFirstByteIsMadeUpElsewhere(t *testing.T) {
 		})
 	}
 	// The control: without the fault both serve.
+	// How busy a node says it is may be a second old, so that the draw favours one for as long.
 	served := map[string]bool{}
-	for i := range 40 {
-		_, node, _ := generate(t, c[0], "m", fmt.Sprint(i))
+	eventually(t, 20*time.Second, "both serve", func() bool {
+		_, node, _ := generate(t, c[0], "m", "x")
 		served[node] = true
-	}
-	if !served["b"] || !served["c"] {
-		t.Errorf("served by %v", served)
-	}
+		return served["b"] && served["c"]
+	})
 	// Nobody left: one clear error, in the client's dialect.
 	fault(t, c[1], `{"kind":"refuse"}`)
 	fault(t, c[2], `{"kind":"refuse"}`)
