@@ -32,6 +32,12 @@ func (s *State) Apply(c Command) (*State, error) {
 		return s.createToken(c.CreateToken, at)
 	case c.RevokeToken != nil:
 		return s.revokeToken(c.RevokeToken)
+	case c.Place != nil:
+		return s.place(c.Place)
+	case c.Forget != nil:
+		return s.forget(c.Forget, at)
+	case c.SetRoot != nil:
+		return s.setRoot(c.SetRoot)
 	default:
 		return s.update(c.Update)
 	}
@@ -112,6 +118,7 @@ func (s *State) remove(r *Remove, at time.Time) (*State, error) {
 	delete(n.Members, r.ID)
 	n.Barred = maps.Clone(s.Barred)
 	n.Barred[r.ID] = Bar{Serial: m.Serial, Name: m.Name, At: at, Why: r.Why}
+	n.Models = withoutNode(s.Models, r.ID, n.Version)
 	return n, nil
 }
 

@@ -270,6 +270,8 @@ func TestApplyHoldsForAnyCommands(t *testing.T) {
 	}
 }
 
+func digestOf(n int) string { return strings.Repeat(string(rune('a'+n)), 64) }
+
 func randomCommand(rng *rand.Rand) Command {
 	id := func() NodeID { return NodeID([]string{"a", "b", "c", "d", "", "x y"}[rng.IntN(6)]) }
 	name := func() string { return []string{"n", "N", "n-2", "", "a b"}[rng.IntN(5)] }
@@ -277,7 +279,7 @@ func randomCommand(rng *rand.Rand) Command {
 	at := start.Add(time.Duration(rng.IntN(100)) * time.Hour).In(time.FixedZone("x", rng.IntN(3)*3600))
 	c := Command{At: at}
 	for c.Kind() == "" || rng.IntN(20) == 0 {
-		switch rng.IntN(9) {
+		switch rng.IntN(12) {
 		case 0:
 			key := ed25519.NewKeyFromSeed(make([]byte, 32))
 			c.Found = &Found{ClusterID: "k" + string(id()), PublicKey: key.Public().(ed25519.PublicKey), SigningKey: Secret(key), ID: id(), Name: name()}
@@ -295,6 +297,20 @@ func randomCommand(rng *rand.Rand) Command {
 		case 8:
 			n, a := name(), addrsOf("r")[:rng.IntN(2)]
 			c.Update = &Update{ID: id(), Name: &n, Addrs: &a}
+		case 9:
+			digest, replicas, nodes := digestOf(rng.IntN(2)), Replicas(rng.IntN(5)-1), []NodeID{id(), id()}[:rng.IntN(3)]
+			labels := map[string]string{name(): "v"}
+			c.Place = &Place{Model: name(), Digest: &digest, Nodes: &nodes, Labels: &labels, Seen: uint64(rng.IntN(20)) * uint64(rng.IntN(2))}
+			if rng.IntN(2) == 0 {
+				c.Place.Digest, c.Place.Labels, c.Place.Replicas = nil, nil, &replicas
+			}
+		case 10:
+			c.Forget = &Forget{Model: name(), Kept: rng.IntN(2) == 0}
+		case 11:
+			c.SetRoot = &SetRoot{Blob: digestOf(rng.IntN(2)), Root: Root{Hash: digestOf(rng.IntN(3)), Size: int64(rng.IntN(3))}}
+			if rng.IntN(2) == 0 {
+				c.SetRoot.Instead = digestOf(rng.IntN(3))
+			}
 		}
 	}
 	return c

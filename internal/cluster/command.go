@@ -32,6 +32,9 @@ type Command struct {
 	CreateToken *CreateToken `json:"create_token,omitempty"`
 	RevokeToken *RevokeToken `json:"revoke_token,omitempty"`
 	Update      *Update      `json:"update,omitempty"`
+	Place       *Place       `json:"place,omitempty"`
+	Forget      *Forget      `json:"forget,omitempty"`
+	SetRoot     *SetRoot     `json:"set_root,omitempty"`
 }
 
 // Found begins a cluster with its first member.
@@ -120,6 +123,11 @@ func (c Command) Node() NodeID {
 	return ""
 }
 
+// aboutNode tells whether the command must name a node.
+func (c Command) aboutNode() bool {
+	return c.CreateToken == nil && c.RevokeToken == nil && c.Place == nil && c.Forget == nil && c.SetRoot == nil
+}
+
 // kind also counts the changes that are set.
 func (c Command) kind() (kind string, n int) {
 	for _, k := range []struct {
@@ -129,6 +137,7 @@ func (c Command) kind() (kind string, n int) {
 		{"found", c.Found != nil}, {"join", c.Join != nil}, {"remove", c.Remove != nil},
 		{"drain", c.Drain != nil}, {"create token", c.CreateToken != nil},
 		{"revoke token", c.RevokeToken != nil}, {"update", c.Update != nil},
+		{"place", c.Place != nil}, {"forget", c.Forget != nil}, {"set root", c.SetRoot != nil},
 	} {
 		if k.set {
 			kind, n = k.name, n+1
@@ -185,7 +194,7 @@ func (c Command) check() error {
 	if !validTime(c.At) {
 		return bad("its time is missing or out of range")
 	}
-	if kind != "create token" && kind != "revoke token" && !validID(string(c.Node())) {
+	if c.aboutNode() && !validID(string(c.Node())) {
 		return bad("the node's id is malformed")
 	}
 	switch {
@@ -232,6 +241,19 @@ func (c Command) check() error {
 		}
 		if c.Update.Addrs != nil && !validAddrs(*c.Update.Addrs) {
 			return bad("the node's addresses are malformed")
+		}
+	case c.Place != nil:
+		if what := c.Place.bad(); what != "" {
+			return bad(what)
+		}
+	case c.Forget != nil:
+		if !validModel(c.Forget.Model) {
+			return bad("the model's name is malformed")
+		}
+	case c.SetRoot != nil:
+		r := c.SetRoot
+		if !validDigest(r.Blob) || !validDigest(r.Root.Hash) || r.Root.Size < 0 || r.Instead != "" && !validDigest(r.Instead) {
+			return bad("a digest or the size is malformed")
 		}
 	}
 	return nil

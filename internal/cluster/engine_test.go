@@ -68,3 +68,33 @@ func TestOneReplicaStandsForANameOnARoute(t *testing.T) {
 		t.Errorf("%d models for Ollama's list, want 1; %d for OpenAI's, want 2", tags, all)
 	}
 }
+
+func TestWhatWasMadeOfAModelsWeightsIsOneOfItsReplicas(t *testing.T) {
+	path := "/v1/chat/completions"
+	nodes := func(ollama Condition) []*Node {
+		llama := &Engine{Kind: LlamaServer, Condition: EngineReady, Routes: []string{path}, Folder: true}
+		return []*Node{
+			{ID: "a", Name: "a", Condition: ollama, Engine: &Engine{Kind: Ollama, Condition: EngineReady}, Models: []Model{{Name: "m:latest", Digest: "1"}}},
+			{ID: "b", Name: "b", Condition: Alive, Engine: llama, Models: []Model{{Name: "m:latest", Weights: "1", Called: "m_latest"}}},
+			{ID: "c", Name: "c", Condition: Alive, Engine: llama, Models: []Model{{Name: "m:latest", Weights: "2", Called: "m_latest"}}},
+			{ID: "d", Name: "d", Condition: Alive, Engine: llama, Models: []Model{{Name: "m"}}},
+		}
+	}
+	v := NewView("a", time.Time{}, nodes(Alive))
+	v.Wanted = map[string]string{"m:latest": "1"}
+	if m, ok := v.Chosen("m", path); !ok || m.Digest != "1" || v.ChosenDigest("m", path) != "1" {
+		t.Errorf("%+v stands for the name, of the digest %q", m, v.ChosenDigest("m", path))
+	}
+	v = NewView("d", time.Time{}, nodes(Dead)) // whose own it is not what the cluster wants
+	v.Wanted = map[string]string{"m:latest": "2"}
+	if m, _ := v.Chosen("m", path); m.Weights != "2" || v.ChosenDigest("m", path) != "2" {
+		t.Errorf("%+v stands for the name, of the digest %q", m, v.ChosenDigest("m", path))
+	}
+	kin := map[string]string{}
+	for _, n := range v.Nodes {
+		if other, is := kin[n.Models[0].Kin()]; is {
+			t.Errorf("%s and %s go on with each other's answers", n.ID, other)
+		}
+		kin[n.Models[0].Kin()] = n.Name
+	}
+}

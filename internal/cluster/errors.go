@@ -39,6 +39,12 @@ var (
 	ErrUncertain = errors.New("outcome unknown")
 	// ErrObserver: an observer has no vote and cannot lead.
 	ErrObserver = errors.New("node is an observer")
+	// ErrUnknownModel: nobody placed such a model, and nobody holds it.
+	ErrUnknownModel = errors.New("unknown model")
+	// ErrContradiction: what is asked for contradicts itself.
+	ErrContradiction = errors.New("contradiction")
+	// ErrChanged: what the caller decided upon has changed since.
+	ErrChanged = errors.New("changed meanwhile")
 )
 
 type coded struct {
@@ -66,6 +72,9 @@ func codes() []coded {
 		{"no_quorum", ErrNoQuorum},
 		{"uncertain", ErrUncertain},
 		{"observer", ErrObserver},
+		{"unknown_model", ErrUnknownModel},
+		{"contradiction", ErrContradiction},
+		{"changed", ErrChanged},
 	}
 }
 

@@ -2,6 +2,9 @@ package cluster
 
 import "strings"
 
+// DefaultRegistry is the host of the registry that a model's name means which names none.
+const DefaultRegistry = "registry.ollama.ai"
+
 // CanonicalModel returns the one spelling that stands for all spellings of a model's name: lower
 // case, without the default registry and namespace, with a tag. "m", "M", "m:latest", "library/m"
 // and "registry.ollama.ai/library/m" are all "m:latest".
@@ -10,7 +13,7 @@ func CanonicalModel(name string) string {
 	if _, rest, ok := strings.Cut(name, "://"); ok {
 		name = rest
 	}
-	name = strings.TrimPrefix(name, "registry.ollama.ai/")
+	name = strings.TrimPrefix(name, DefaultRegistry+"/")
 	name = strings.TrimPrefix(name, "library/")
 	if name == "" {
 		return ""
@@ -25,6 +28,7 @@ func CanonicalModel(name string) string {
 // CloudModel tells whether a name asks for a model of Ollama's cloud (tag "cloud" or "…-cloud"),
 // which every Ollama reaches by itself.
 func CloudModel(name string) bool {
-	_, tag, ok := strings.Cut(CanonicalModel(name), ":")
-	return ok && (tag == "cloud" || strings.HasSuffix(tag, "-cloud"))
+	canonical := CanonicalModel(name)
+	tag := canonical[strings.LastIndexByte(canonical, ':')+1:]
+	return canonical != "" && (tag == "cloud" || strings.HasSuffix(tag, "-cloud"))
 }

@@ -42,3 +42,31 @@ func TestViewFindsHoldersInWhateverSpelling(t *testing.T) {
 		t.Error("a node is not found by its name and id")
 	}
 }
+
+func TestADamagedReplicaIsSparedWhereAGoodOneServes(t *testing.T) {
+	good, other := "one", "two"
+	node := func(id NodeID, digest string, damaged bool, change func(*Node)) *Node {
+		n := &Node{ID: id, Name: string(id), Condition: Alive, State: Active, Engine: &Engine{Kind: Ollama, Condition: EngineReady},
+			Models: []Model{{Name: "m", Digest: digest, Damaged: damaged}}}
+		if change != nil {
+			change(n)
+		}
+		return n
+	}
+	for _, tc := range []struct {
+		name   string
+		other  *Node
+		spared bool
+	}{
+		{"a good one", node("b", good, false, nil), true},
+		{"another damaged one", node("b", good, true, nil), false},
+		{"another digest", node("b", other, false, nil), false},
+		{"a dead node's", node("b", good, false, func(n *Node) { n.Condition = Dead }), false},
+		{"one behind an engine that is down", node("b", good, false, func(n *Node) { n.Engine.Condition = EngineDown }), false},
+	} {
+		replicas := NewView("a", time.Time{}, []*Node{node("a", good, true, nil), tc.other}).Replicas("m")
+		if replicas[0].Spared != tc.spared || replicas[1].Spared {
+			t.Errorf("%s: %v %v", tc.name, replicas[0].Spared, replicas[1].Spared)
+		}
+	}
+}

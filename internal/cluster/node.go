@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -71,6 +72,8 @@ type Engine struct {
 	// Routes are the /v1 routes that take a model and that an engine other than Ollama answers, as
 	// it says itself.
 	Routes []string `json:"routes,omitempty"`
+	// Folder tells that the node can put models into the engine's folder: a llama-server of its own.
+	Folder bool `json:"folder,omitempty"`
 }
 
 // Has tells whether the engine has a client's route: an Ollama has them all, the others those of
@@ -91,13 +94,83 @@ type Model struct {
 	// Digest is that of the manifest, without "sha256:". Engines other than Ollama have none: theirs
 	// is "", which differs from every digest. Two "" say only that the names are equal.
 	Digest string `json:"digest"`
-	Size   int64  `json:"size"` // bytes; 0 when unknown
+	// Weights is the digest of the model whose weights these are, of a replica without a digest that the cluster made of
+	// it: it answers by the template and the defaults of its engine, and not by the model's.
+	Weights string `json:"weights,omitempty"`
+	// Called is what the engine calls the model, where that is not Name.
+	Called string `json:"called,omitempty"`
+	Size   int64  `json:"size"`             // bytes; 0 when unknown
+	Thinks bool   `json:"thinks,omitempty"` // says what it thinks before it answers, unless told not to
 	// ModifiedAt is when the engine's model last changed; the zero time when it does not say.
 	ModifiedAt time.Time `json:"modified_at"`
+	// Footprint is what the model's own file says of the memory that it takes; nil when nobody has read it.
+	Footprint *Footprint `json:"footprint,omitempty"`
+	// Damaged: the bytes of one of its files are not what they were.
+	Damaged bool `json:"damaged,omitempty"`
 	// Tags and V1 are the engine's own descriptions, byte for byte, for the lists that clients
 	// read: one element of /api/tags "models", which only an Ollama has, and of /v1/models "data".
 	Tags json.RawMessage `json:"tags,omitempty"`
 	V1   json.RawMessage `json:"v1,omitempty"`
+}
+
+// Of is the digest of the model that the replica is of, be it the whole of it or its weights; "" if it has none.
+func (m Model) Of() string { return cmp.Or(m.Digest, m.Weights) }
+
+// Kin is what two replicas have in common that go on with each other's answers: the digest, or being of one model's weights.
+func (m Model) Kin() string {
+	if m.Digest == "" && m.Weights != "" {
+		return "weights of " + m.Weights
+	}
+	return m.Digest
+}
+
+// Footprint is the memory that a model takes when it is loaded. Zero means unknown.
+type Footprint struct {
+	Weights  int64 `json:"weights"`   // bytes
+	PerToken int64 `json:"per_token"` // bytes of the cache for each token of context
+	Context  int   `json:"context"`   // the most tokens that the model was made for
+}
+
+// Memory is the bytes for so many tokens of context; 0 when unknown.
+func (f *Footprint) Memory(context int) int64 {
+	if f == nil || f.Weights == 0 {
+		return 0
+	}
+	if f.Context > 0 {
+		context = min(context, f.Context)
+	}
+	return f.Weights + int64(context)*f.PerToken
+}
+
+// BlobState is how a node holds a blob.
+type BlobState string
+
+// The states of a blob on a node.
+const (
+	BlobWhole   BlobState = "whole"   // others may have it
+	BlobPartial BlobState = "partial" // on its way; others may have the pieces that came
+	BlobLocked  BlobState = "locked"  // in a folder that the node cannot read: the engine must be asked for it
+	BlobDamaged BlobState = "damaged" // its bytes are not what they were
+)
+
+// Blob is one file of a model on a node.
+type Blob struct {
+	Digest string    `json:"digest"` // 64 hexadecimal digits
+	Size   int64     `json:"size"`   // bytes
+	State  BlobState `json:"state"`
+}
+
+// Fetch is a model that is on its way into a node's engine.
+type Fetch struct {
+	Name   string `json:"name"`
+	Digest string `json:"digest"`
+}
+
+// Demand is how much clients ask of a model at one gateway.
+type Demand struct {
+	Name string `json:"name"` // canonical
+	// Busy is how many requests are served or wait at a time, the mean of about a minute, coarsely rounded.
+	Busy float64 `json:"busy"`
 }
 
 // Loaded is a model in an engine's memory.
@@ -162,6 +235,17 @@ type Node struct {
 	Models []Model  `json:"models"`
 	Loaded []Loaded `json:"loaded"`
 	Slots  Slots    `json:"slots"`
+	Queue  int      `json:"queue"` // requests that wait at this node's gateway
+	// Blobs are the files of models that the node can give to others, or is getting; Fetches the models that it
+	// is getting.
+	Blobs   []Blob  `json:"blobs,omitempty"`
+	Fetches []Fetch `json:"fetches,omitempty"`
+	// Demand is what clients ask of models at this node's gateway, whichever node serves them.
+	Demand []Demand `json:"demand,omitempty"`
+	// Preload are the models that the node's owner has it keep loaded when it holds them, by CanonicalModel.
+	Preload []string `json:"preload,omitempty"`
+	// Unavailable is why the owner does not let the cluster have the engine now; "" when it may.
+	Unavailable string `json:"unavailable,omitempty"`
 	Machine
 }
 
@@ -169,7 +253,7 @@ type Node struct {
 // unless there is no other; that choice is the scheduler's. A removed node is in no View but its
 // own, and serves itself.
 func (n *Node) Serves() bool {
-	return n.Condition != Dead && (n.State == Active || n.State == Removed) && n.Engine != nil && n.Engine.Condition == EngineReady
+	return n.Condition != Dead && n.Unavailable == "" && (n.State == Active || n.State == Removed) && n.Engine != nil && n.Engine.Condition == EngineReady
 }
 
 // Model returns the node's replica of the model with that canonical name.

@@ -13,8 +13,11 @@ import (
 )
 
 // StateFormat is the number of the form in which Encode writes a State. DecodeState reads this one
-// only: a node that is older than the form refuses it instead of losing what it does not know.
-const StateFormat = 1
+// and those before it: a node that is older than the form refuses it instead of losing what it does not know.
+const StateFormat = 2
+
+// firstFormat is the oldest form that is read: of before models were placed.
+const firstFormat = 1
 
 // State is everything that the cluster agrees on. It is immutable once published: read its fields
 // freely, change none, and get the next State from Apply.
@@ -36,6 +39,10 @@ type State struct {
 	Barred map[NodeID]Bar `json:"barred"`
 	// Tokens are the join tokens that are neither revoked nor swept after their expiry, by id.
 	Tokens map[string]Token `json:"tokens"`
+	// Models are those that somebody placed or deleted, by CanonicalModel. What nodes hold besides is left alone.
+	Models map[string]Wanted `json:"models"`
+	// Roots are those of blobs, by their digest (64 hexadecimal digits).
+	Roots map[string]Root `json:"roots"`
 }
 
 // Member is a node that belongs to the cluster.
@@ -89,6 +96,8 @@ func NewState() *State {
 		Members:    map[NodeID]Member{},
 		Barred:     map[NodeID]Bar{},
 		Tokens:     map[string]Token{},
+		Models:     map[string]Wanted{},
+		Roots:      map[string]Root{},
 	}
 }
 
@@ -167,7 +176,7 @@ func DecodeState(b []byte) (*State, error) {
 	if err := json.Unmarshal(b, &head); err != nil {
 		return nil, fmt.Errorf("decode cluster state: %w", err)
 	}
-	if head.Format != StateFormat {
+	if head.Format < firstFormat || head.Format > StateFormat {
 		return nil, fmt.Errorf("decode cluster state: it has format %d, this version reads %d; upgrade ollamamax on this node",
 			head.Format, StateFormat)
 	}
@@ -178,7 +187,7 @@ func DecodeState(b []byte) (*State, error) {
 		return nil, fmt.Errorf("decode cluster state: %w", err)
 	}
 	s := f.State
-	if s == nil || s.Members == nil || s.Barred == nil || s.Tokens == nil {
+	if s == nil || s.Members == nil || s.Barred == nil || s.Tokens == nil || s.Models == nil || s.Roots == nil {
 		return nil, fmt.Errorf("decode cluster state: a part is missing")
 	}
 	return s, nil
