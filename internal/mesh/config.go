@@ -40,7 +40,7 @@ type Limits struct {
 
 	// Memory bounds the receive windows that streams may fill, in bytes: 256 KiB each from the
 	// start, up to 16 MiB each while less than half of Memory is promised. It is a promise,
-	// used only where a reader is slower than its peer. Default 2 GiB.
+	// used only where a reader is slower than its peer. Default 4 GiB.
 	Memory int64 `yaml:"memory"`
 
 	// Strangers is the most inbound connections of peers that are no members, 2 a peer, with
@@ -114,7 +114,7 @@ func (l Limits) withDefaults() Limits {
 		Connections:      cmp.Or(l.Connections, 1024),
 		PerIP:            cmp.Or(l.PerIP, 64),
 		MemberStreams:    cmp.Or(l.MemberStreams, 4096),
-		Memory:           cmp.Or(l.Memory, 2<<30),
+		Memory:           cmp.Or(l.Memory, 4<<30),
 		Strangers:        cmp.Or(l.Strangers, 64),
 		StrangerStreams:  cmp.Or(l.StrangerStreams, 16),
 		StrangerLifetime: cmp.Or(l.StrangerLifetime, 2*time.Minute),

@@ -302,8 +302,10 @@ func TestTheOtherSideDialsWhenTheFirstCannot(t *testing.T) {
 			return nil
 		}
 		refuse.Store(cluster.NodeID("a"), true) // b refuses what a dials
-		a := newBeater(t, m.Node("a", Deps{Admit: admit}), 1, "b")
-		b := newBeater(t, m.Node("b", Deps{Admit: admit}), 1, "a")
+		// Both are there before either beats: what a meets first is the refusal, not that nobody is there.
+		na, nb := m.Node("a", Deps{Admit: admit}), m.Node("b", Deps{Admit: admit})
+		a := newBeater(t, na, 1, "b")
+		b := newBeater(t, nb, 1, "a")
 		defer m.Kill("a")
 		defer m.Kill("b")
 		defer a.stop()

@@ -21,7 +21,6 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	quic "github.com/libp2p/go-libp2p/p2p/transport/quic"
-	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -115,8 +114,7 @@ func (h *Host) open(key crypto.PrivKey) (host.Host, error) {
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Security(noise.ID, noise.New),
 		libp2p.Muxer(yamux.ID, &muxer),
-		// With SO_REUSEPORT a second node would share the port and take half of our peers.
-		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()),
+		libp2p.Transport(newTCP),
 		libp2p.Transport(quic.NewTransport),
 		libp2p.NoListenAddrs,
 		libp2p.ResourceManager(manager),

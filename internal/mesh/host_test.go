@@ -233,6 +233,7 @@ func TestDisconnectDoesNotWaitForASilentPeer(t *testing.T) {
 	p := pair{refusal: new(atomic.Pointer[string])}
 	a, b := openHost(t, loopbackTCP, p.deps()), openHost(t, loopbackTCP, p.deps())
 	a.Protect([]cluster.NodeID{b.ID()})
+	b.Protect([]cluster.NodeID{a.ID()}) // a stranger may not open so many streams before the first is admitted
 	proxy, stall := stallingProxy(t, b)
 	a.AddAddrs(b.ID(), []string{proxy})
 	listen(t, b)
