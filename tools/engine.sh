@@ -6,66 +6,32 @@
 #   {sentence,noise,embed}.gguf              small models that tools/testmodels writes
 #
 # Writes nothing else but Go's own caches, and needs neither root nor, once all is there, a network.
-# A part is made anew when its recipe below or its source has changed; each is made in a folder of
-# its own and moved into place whole, so that an interrupted run leaves no half.
+# parts.sh says when a part is made anew.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 engine=$PWD/.cache/engine
+target=engine into=$engine
+. tools/parts.sh
+. tools/apt.sh
 
 # The oldest Ollama that runs llama-server as a child.
 oldest=0.30
 # What the helpers are fetched from, when there is no installed Ollama.
 suite=forky
 
-fail() {
-	echo "make engine: $*" >&2
-	exit 1
-}
-
-say() {
-	echo "engine: $*"
-}
-
 main() {
-	mkdir -p "$engine"/{bin,lib/ollama,stamps}
-	if command -v flock >/dev/null; then
-		exec 9>"$engine/lock"
-		flock 9
-	fi
-	work=$engine/work
-	rm -rf "$work" # of an interrupted run
-	mkdir "$work"
-	trap 'rm -rf "$work"' EXIT
+	begin_parts
+	mkdir -p "$engine"/{bin,lib/ollama}
 
 	if find_ollama; then
 		part ollama link_ollama bin/ollama "$found $found_version"
 	else
 		can_build || fail "on $(uname -s) $(uname -m) it uses an installed Ollama, and none of version $oldest or later is on the PATH: install Ollama, then run it again"
 		part ollama build_ollama bin/ollama "$(cat tools/go.mod tools/go.sum)"
-		part llama.cpp fetch_llama_cpp lib/ollama/llama-quantize "$suite"
+		part llama.cpp fetch_llama_cpp lib/ollama/llama-quantize "$suite $(cat tools/apt.sh)"
 	fi
 	part models write_models embed.gguf "$(cat tools/go.mod tools/testmodels/*.go)"
-}
-
-# part NAME RECIPE RESULT SOURCE runs the function RECIPE unless RESULT is there and was made by
-# this very recipe from this very source. The recipe leaves what there is to print in $version.
-part() {
-	local stamp=$engine/stamps/$1 key version=
-	key=$({ declare -f "$2" && printf '%s\n' "$4"; } | checksum)
-	if [[ -e $engine/$3 && -f $stamp ]] && { read -r had && read -r version; } <"$stamp" && [[ $had == "$key" ]]; then
-		say "$version"
-		return
-	fi
-	rm -f "$stamp"
-	"$2"
-	printf '%s\n' "$key" "$version" >"$work/stamp"
-	mv "$work/stamp" "$stamp"
-	say "$version"
-}
-
-checksum() {
-	if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi
 }
 
 # find_ollama looks on the PATH for an Ollama that is new enough and has its helpers, and sets
@@ -113,60 +79,11 @@ build_ollama() {
 	version="ollama ${number#v}, built"
 }
 
-# fetch_llama_cpp unpacks Debian's llama.cpp with all that it needs, its C library too, into a folder
-# of its own, and writes wrappers that run its programs there. An apt of its own does it: the
-# machine's gives the mirror and the way to reach it, and is not touched.
+# fetch_llama_cpp unpacks Debian's llama.cpp into a folder of its own, and writes wrappers that run its
+# programs there.
 fetch_llama_cpp() {
-	local tool apt=$work/apt root=$work/llama.cpp lib=usr/lib/x86_64-linux-gnu log=$work/log mirror reason package library program
-	for tool in apt-get dpkg-deb; do
-		command -v $tool >/dev/null ||
-			fail "llama.cpp comes from Debian's packages, and there is no $tool: install Ollama $oldest or later"
-	done
-
-	mkdir -p "$apt"/lists/partial "$apt"/archives/partial "$root"
-	: >"$apt/status"
-	# The last lines undo what a machine may have set: hooks, languages, more indexes.
-	cat >"$apt/conf" <<-END
-		APT::Architecture "amd64";
-		APT::Sandbox::User "root";
-		APT::Install-Recommends "false";
-		Acquire::Retries "3";
-		Dir::State "$apt";
-		Dir::State::lists "$apt/lists";
-		Dir::State::status "$apt/status";
-		Dir::Cache "$apt";
-		Dir::Cache::archives "$apt/archives";
-		Dir::Log "$apt";
-		Dir::Etc::sourcelist "$apt/sources";
-		Dir::Etc::sourceparts "/dev/null";
-		Dir::Etc::preferences "/dev/null";
-		Dir::Etc::preferencesparts "/dev/null";
-		#clear APT::Update::Pre-Invoke;
-		#clear APT::Update::Post-Invoke;
-		#clear APT::Update::Post-Invoke-Success;
-		#clear DPkg::Pre-Invoke;
-		#clear DPkg::Post-Invoke;
-		#clear DPkg::Pre-Install-Pkgs;
-		#clear Acquire::IndexTargets::deb::DEP-11;
-		Acquire::Languages "none";
-	END
-
-	say "fetching llama.cpp from Debian's $suite"
-	: >"$log"
-	for mirror in $(mirrors); do
-		echo "deb $(signed_by) $mirror $suite main" >"$apt/sources"
-		apt-get -c "$apt/conf" -q --error-on=any update >>"$log" 2>&1 </dev/null && break
-		: >"$apt/sources"
-	done
-	reason=$(last_words "$log")
-	[[ -s $apt/sources ]] ||
-		fail "no mirror of apt's has Debian's $suite: ${reason:-apt names no source of packages}; check apt's sources and the network, or install Ollama $oldest or later"
-	apt-get -c "$apt/conf" -q -y --download-only install llama.cpp-tools >>"$log" 2>&1 </dev/null ||
-		fail "llama.cpp-tools did not download: $(last_words "$log")"
-
-	for package in "$apt"/archives/*.deb; do
-		dpkg-deb -x "$package" "$root"
-	done
+	local root=$work/llama.cpp lib=usr/lib/x86_64-linux-gnu library program
+	unpack_packages "$root" "$suite" "install Ollama $oldest or later" llama.cpp-tools
 	# Of the packages that it needs, only the libraries are needed.
 	rm -rf "${root:?}"/{etc,var,usr/share,usr/sbin,usr/include,$lib/gconv}
 	# ggml looks for its processors' variants beside the program, which is then the loader.
@@ -175,14 +92,7 @@ fetch_llama_cpp() {
 	done
 	mkdir "$root/wrappers"
 	for program in llama-server llama-quantize; do
-		cat >"$root/wrappers/$program" <<-END
-			#!/bin/sh
-			unset LD_LIBRARY_PATH
-			root=\$(dirname "\$(readlink -f "\$0")")/..
-			lib=\$root/$lib
-			exec "\$lib/ld-linux-x86-64.so.2" --library-path "\$lib:\$lib/llama" "\$root/usr/bin/$program" "\$@"
-		END
-		chmod +x "$root/wrappers/$program"
+		wrap "$root" "usr/bin/$program" "$root/wrappers/$program" "$lib" "$lib/llama"
 	done
 	version=$("$root/wrappers/llama-server" --version 2>&1 </dev/null | sed -n 's/^version: //p') || true
 	[[ -n $version ]] ||
@@ -195,27 +105,6 @@ fetch_llama_cpp() {
 	for program in llama-server llama-quantize; do
 		ln -s "../llama.cpp/wrappers/$program" "$engine/lib/ollama/"
 	done
-}
-
-# mirrors prints the addresses of the machine's own package sources, Debian's first as far as apt knows
-# them. The plain list works where apt-get update was never run.
-# shellcheck disable=SC2016 # apt fills it in
-mirrors() {
-	{
-		apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' || true
-		apt-get indextargets --no-release-info --format '$(REPO_URI)' 'Created-By: Packages' || true
-	} 2>/dev/null </dev/null | grep -v -e '-security/$' | awk '!seen[$0]++' || true
-}
-
-# signed_by prints the option that has Debian's own keys trusted, where they are in their usual place.
-signed_by() {
-	local keys=/usr/share/keyrings/debian-archive-keyring.gpg
-	if [[ -r $keys ]]; then echo "[arch=amd64 signed-by=$keys]"; else echo "[arch=amd64]"; fi
-}
-
-# last_words prints the last thing that went wrong according to a log of apt's.
-last_words() {
-	grep -e '^E:' -e '^Err:' "$1" | tail -n 1 || true
 }
 
 write_models() {

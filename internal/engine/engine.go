@@ -18,7 +18,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +29,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/roundtrip"
+	"github.com/ollamamax/ollamamax/internal/socket"
 )
 
 // DefaultURL is where an Ollama listens that nobody configured.
@@ -119,6 +123,8 @@ type Deps struct {
 	Environ []string
 	// Changed is called after every change of Status. It must not block.
 	Changed func()
+	// Hidden tells which names nobody is to see. Nil: none.
+	Hidden func(name string) bool
 }
 
 // Status is what is known of the engine at one moment. The slices are never changed again.
@@ -133,13 +139,18 @@ type Status struct {
 type Engine struct {
 	cfg       Config
 	deps      Deps
-	transport *http.Transport
+	transport *http.Transport         // for what streams to the engine, and what is not plain HTTP
+	exchanges *roundtrip.Client       // for all else
 	base      atomic.Pointer[url.URL] // nil while there is nothing to talk to
 	status    atomic.Pointer[Status]
 	probing   chan struct{} // a lock that a context can give up on
 	last      inventory     // guarded by probing
 	busy      atomic.Int64
 	ended     atomic.Pointer[string] // why the supervised engine ended last; nil: it did not
+	again     chan struct{}          // told to begin anew
+	reloading chan struct{}          // a lock, as probing is
+	runs      atomic.Int64           // how often the supervised engine's folder was looked at for a new start
+	router    atomic.Bool            // it is a llama-server with several models
 }
 
 // ErrDown is returned for a request while there is no engine to send it to.
@@ -159,10 +170,15 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 			cfg.URL = llamaServerURL
 		}
 	}
+	if deps.Hidden == nil {
+		deps.Hidden = func(string) bool { return false }
+	}
 	e := &Engine{
-		cfg:     cfg,
-		deps:    deps,
-		probing: make(chan struct{}, 1),
+		cfg:       cfg,
+		deps:      deps,
+		probing:   make(chan struct{}, 1),
+		again:     make(chan struct{}, 1),
+		reloading: make(chan struct{}, 1),
 		transport: &http.Transport{
 			DialContext:        (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			DisableCompression: true, // bytes go through as they came
@@ -173,10 +189,20 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 			MaxIdleConnsPerHost: 1024,
 			IdleConnTimeout:     90 * time.Second,
 			TLSHandshakeTimeout: 5 * time.Second,
-			WriteBufferSize:     16 << 10,
-			ReadBufferSize:      16 << 10,
 		},
 	}
+	idle := 1024
+	if cfg.Kind != cluster.Ollama {
+		idle = 0 // as above
+	}
+	e.exchanges = roundtrip.New(roundtrip.Config{MaxIdle: idle, IdleTimeout: 90 * time.Second,
+		Dial: func(ctx context.Context, host string) (net.Conn, error) {
+			conn, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", withPort(host))
+			if err != nil {
+				return nil, err
+			}
+			return socket.Direct(conn), nil
+		}})
 	condition := cluster.EngineDown
 	why := "not yet reached"
 	if cfg.Command != "" {
@@ -192,7 +218,7 @@ func New(cfg Config, deps Deps) (*Engine, error) {
 		}
 		e.base.Store(u)
 	}
-	e.status.Store(&Status{Engine: cluster.Engine{Kind: cfg.Kind, Condition: condition, Why: why}, Models: []cluster.Model{}, Loaded: []cluster.Loaded{}})
+	e.status.Store(&Status{Engine: cluster.Engine{Kind: cfg.Kind, Condition: condition, Why: why, Folder: e.Folder() != ""}, Models: []cluster.Model{}, Loaded: []cluster.Loaded{}})
 	return e, nil
 }
 
@@ -217,6 +243,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	})
 	err := group.Wait()
 	e.transport.CloseIdleConnections()
+	e.exchanges.CloseIdleConnections()
 	return err
 }
 
@@ -251,7 +278,7 @@ func (e *Engine) look(ctx context.Context, full bool) {
 	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	next, err := e.probe(probing, full)
-	if ctx.Err() != nil {
+	if at, limited := ctx.Deadline(); ctx.Err() != nil || limited && !time.Now().Before(at) { // a dial may know before the context does
 		return // the caller left, or we are stopping; the engine is not to blame
 	}
 	previous := e.Status()
@@ -270,7 +297,10 @@ func (e *Engine) look(ctx context.Context, full bool) {
 			}
 		}
 		e.last = inventory{}
-		if reflect.DeepEqual(next.Engine, previous.Engine) {
+		if dir := e.Folder(); dir != "" {
+			next.Models = slices.DeleteFunc(slices.Clone(next.Models), func(m cluster.Model) bool { return !isThere(dir, m.Name) })
+		}
+		if reflect.DeepEqual(next.Engine, previous.Engine) && len(next.Models) == len(previous.Models) {
 			next = previous
 		}
 	}
@@ -289,6 +319,22 @@ func neverSent(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "dial"
 }
+
+// ModelsDir is the folder in which the engine keeps its models, as far as it is known without asking; else "".
+func (e *Engine) ModelsDir() string {
+	if e.cfg.ModelsDir == "" && e.cfg.Command != "" {
+		return filepath.Join(e.deps.DataDir, "models")
+	}
+	return e.cfg.ModelsDir
+}
+
+// Own carries requests of the node's own to the engine, which are no client's: they do not make it busy.
+func (e *Engine) Own() http.RoundTripper { return own{e} }
+
+type own struct{ *Engine }
+
+// RoundTrip sends a request to the engine.
+func (o own) RoundTrip(r *http.Request) (*http.Response, error) { return o.send(r) }
 
 // Busy is how many requests the engine is serving for this node.
 func (e *Engine) Busy() int { return int(e.busy.Load()) }
@@ -339,5 +385,16 @@ func (e *Engine) send(r *http.Request) (*http.Response, error) {
 	if e.cfg.APIKey != "" {
 		r.Header.Set("Authorization", "Bearer "+string(e.cfg.APIKey))
 	}
+	if base.Scheme == "http" && (r.Body == nil || r.GetBody != nil) {
+		return e.exchanges.RoundTrip(r)
+	}
 	return e.transport.RoundTrip(r)
+}
+
+// withPort returns HOST:PORT for a URL's host, which may leave the port of its scheme out.
+func withPort(host string) string {
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		return net.JoinHostPort(strings.Trim(host, "[]"), "80")
+	}
+	return host
 }

@@ -74,12 +74,18 @@ func (e *Engine) probeOllama(ctx context.Context, full bool) (*Status, error) {
 		v1[m.Get("id").String()] = json.RawMessage(m.Raw)
 	}
 	for _, m := range gjson.GetBytes(now.tags, "models").Array() {
+		if e.deps.Hidden(m.Get("name").String()) {
+			continue
+		}
 		next.Models = append(next.Models, cluster.Model{
-			Name: m.Get("name").String(), Digest: digest(m), Size: m.Get("size").Int(), ModifiedAt: moment(m, "modified_at"),
+			Name: m.Get("name").String(), Thinks: has(m.Get("capabilities"), "thinking"), Digest: digest(m), Size: m.Get("size").Int(), ModifiedAt: moment(m, "modified_at"),
 			Tags: json.RawMessage(m.Raw), V1: v1[m.Get("name").String()],
 		})
 	}
 	for _, m := range gjson.GetBytes(now.ps, "models").Array() {
+		if e.deps.Hidden(m.Get("name").String()) {
+			continue
+		}
 		next.Loaded = append(next.Loaded, cluster.Loaded{
 			Name: m.Get("name").String(), Digest: digest(m), ContextLength: int(m.Get("context_length").Int()),
 			VRAM: m.Get("size_vram").Int(), ExpiresAt: moment(m, "expires_at"), PS: json.RawMessage(m.Raw),
@@ -89,6 +95,11 @@ func (e *Engine) probeOllama(ctx context.Context, full bool) (*Status, error) {
 	slices.SortFunc(next.Loaded, func(a, b cluster.Loaded) int { return strings.Compare(a.Name, b.Name) })
 	e.last = now
 	return next, nil
+}
+
+// has tells whether a list of words has one.
+func has(list gjson.Result, word string) bool {
+	return slices.ContainsFunc(list.Array(), func(w gjson.Result) bool { return w.Str == word })
 }
 
 func digest(m gjson.Result) string { return strings.TrimPrefix(m.Get("digest").String(), "sha256:") }

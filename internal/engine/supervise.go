@@ -4,15 +4,16 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -49,6 +50,11 @@ func (e *Engine) supervise(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if errors.Is(err, errReload) {
+			e.ended.Store(nil)
+			backoff = minBackoff
+			continue
+		}
 		if time.Since(began) > steadyAfter {
 			backoff = minBackoff
 		}
@@ -58,6 +64,10 @@ func (e *Engine) supervise(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-e.again:
+			e.ended.Store(nil)
+			backoff = minBackoff
+			continue
 		case <-time.After(backoff):
 		}
 		backoff = min(2*backoff, maxBackoff)
@@ -66,21 +76,24 @@ func (e *Engine) supervise(ctx context.Context) error {
 
 // runOnce starts the engine and returns when it and its whole process group have ended.
 func (e *Engine) runOnce(ctx context.Context) error {
+	select {
+	case <-e.again: // this is anew
+	default:
+	}
 	addr, err := freeLoopbackAddr()
 	if err != nil {
 		return err
 	}
-	models := e.cfg.ModelsDir
-	if models == "" {
-		models = filepath.Join(e.deps.DataDir, "models")
-	}
+	models := e.ModelsDir()
 	if err := os.MkdirAll(models, 0o755); err != nil {
 		return fmt.Errorf("make model folder: %w", err)
 	}
 	args, env, err := e.commandLine(addr, models)
+	e.runs.Add(1)
 	if err != nil {
 		return err
 	}
+	e.router.Store(e.cfg.Kind == cluster.LlamaServer && slices.Contains(args, "--models-dir"))
 	cmd := exec.Command(e.cfg.Command, args...)
 	cmd.Env = append(append([]string{}, e.deps.Environ...), env...)
 	for k, v := range e.cfg.Env {
@@ -114,14 +127,12 @@ func (e *Engine) runOnce(ctx context.Context) error {
 		if err == nil {
 			err = fmt.Errorf("%s ended by itself", filepath.Base(e.cfg.Command))
 		}
+	case <-e.again:
+		err = errReload
+		endGroup(cmd.Process.Pid, exited)
 	case <-ctx.Done():
-		terminateGroup(cmd.Process.Pid)
-		select {
-		case err = <-exited:
-		case <-time.After(stopGrace):
-			killGroup(cmd.Process.Pid)
-			err = <-exited
-		}
+		err = ctx.Err()
+		endGroup(cmd.Process.Pid, exited)
 	}
 	e.base.Store(nil)
 	e.transport.CloseIdleConnections()
@@ -134,6 +145,17 @@ func (e *Engine) runOnce(ctx context.Context) error {
 	}
 	_ = os.Remove(recordPath(e.deps.DataDir)) // a record of a process that is gone is harmless
 	return err
+}
+
+// endGroup asks the engine to stop, and ends it if it does not.
+func endGroup(pid int, exited <-chan error) {
+	terminateGroup(pid)
+	select {
+	case <-exited:
+	case <-time.After(stopGrace):
+		killGroup(pid)
+		<-exited
+	}
 }
 
 // commandLine returns how the engine is told its address and its models.
@@ -149,14 +171,14 @@ func (e *Engine) commandLine(addr, models string) (args, env []string, err error
 	if e.cfg.APIKey != "" {
 		env = []string{"LLAMA_API_KEY=" + string(e.cfg.APIKey)}
 	}
-	files, err := fs.Glob(os.DirFS(models), "*.gguf")
+	files, err := modelFiles(models)
 	switch {
 	case err != nil:
 		return nil, nil, fmt.Errorf("list models: %w", err)
 	case len(files) == 0:
 		return nil, nil, fmt.Errorf("no *.gguf in %s: put a model there, or name its folder in engine.models_dir", models)
 	case len(files) == 1:
-		name := strings.TrimSuffix(files[0], ".gguf") // else it would be called by its whole path
+		name := strings.TrimSuffix(files[0], modelSuffix) // else it would be called by its whole path
 		return append(args, "--model", filepath.Join(models, files[0]), "--alias", name), env, nil
 	}
 	return append(args, "--models-dir", models), env, nil

@@ -49,7 +49,7 @@ func (e *Engine) probeV1(ctx context.Context) (*Status, error) {
 	if e.last.held != nil && slices.Equal(now, e.last.held) {
 		return e.Status(), nil
 	}
-	next := &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Condition: cluster.EngineReady}}
+	next := &Status{Engine: cluster.Engine{Kind: e.cfg.Kind, Condition: cluster.EngineReady, Folder: e.Folder() != ""}}
 	if next.Engine.Routes, err = e.routes(ctx); err != nil {
 		return nil, err
 	}

@@ -1,11 +1,11 @@
 package enginetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -85,7 +85,15 @@ func (a *answer) body(contentType string, b []byte) error {
 	}
 	h := a.w.Header()
 	h["Content-Type"] = []string{contentType}
-	if f := a.fault(); f != nil && f.After > 0 && f.Kind != FaultSlow && a.claim(f) {
+	f := a.fault()
+	if f != nil && f.Kind == FaultTwice && a.claim(f) {
+		a.s.count.faulted.Add(1)
+		if err := a.write(append(b, b...)); err != nil {
+			return err
+		}
+		return errSpoilt
+	}
+	if f != nil && f.After > 0 && f.inAnswer() && a.claim(f) {
 		if err := a.write(b[:len(b)/2]); err != nil {
 			return err
 		}
@@ -103,14 +111,8 @@ func (a *answer) body(contentType string, b []byte) error {
 // fault returns the one that applies to the request's path now.
 func (a *answer) fault() *activeFault {
 	f := a.s.fault.Load()
-	if f == nil || f.Kind == FaultRefuse {
-		return nil
-	}
-	if f.Path != "" {
-		if !strings.HasPrefix(a.r.URL.Path, f.Path) {
-			return nil
-		}
-	} else if !a.s.routes[a.r.URL.Path][a.r.Method].inference {
+	if f == nil || f.Kind == FaultRefuse || f.Kind == FaultBusy ||
+		!f.applies(a.r.URL.Path, a.s.routes[a.r.URL.Path][a.r.Method].inference) {
 		return nil
 	}
 	return f
@@ -137,7 +139,7 @@ func (a *answer) claim(f *activeFault) bool {
 func (a *answer) gate() error {
 	for {
 		f := a.fault()
-		if f == nil || f.Kind == FaultSlow || a.sent < f.After || !a.claim(f) {
+		if f == nil || !f.inAnswer() || a.sent < f.After || !a.claim(f) {
 			return nil
 		}
 		if f.Kind != FaultFreeze {
@@ -153,6 +155,33 @@ func (a *answer) gate() error {
 	}
 }
 
+// again repeats the terminal record in b and adds a piece, if FaultTwice is on.
+func (a *answer) again(b []byte, d dialect) error {
+	f := a.fault()
+	if f == nil || f.Kind != FaultTwice || !a.claim(f) {
+		return nil
+	}
+	a.s.count.faulted.Add(1)
+	if err := a.write(b); err != nil {
+		return err
+	}
+	if err := a.write(d.piece(nil, pieces[0].text, pieces[0].json)); err != nil {
+		return err
+	}
+	return errSpoilt
+}
+
+// endless writes a line that does not end.
+func (a *answer) endless() {
+	const chunk, most = 64 << 10, 64 << 20
+	b := bytes.Repeat([]byte{'x'}, chunk)
+	for range most / chunk {
+		if a.ctx.Err() != nil || a.write(b) != nil { // the client has gone
+			return
+		}
+	}
+}
+
 func (a *answer) spoil(f *activeFault) {
 	switch f.Kind {
 	case FaultError500:
@@ -163,6 +192,8 @@ func (a *answer) spoil(f *activeFault) {
 		}
 	case FaultReset:
 		abort(a.w)
+	case FaultEndless:
+		a.endless()
 	case FaultGarbage:
 		_ = a.write([]byte("\x00\xff\xfe}{]<html>\x7f\nNaN;;\n\n\x00")) // as above
 	case FaultTruncate:

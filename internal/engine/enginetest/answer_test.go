@@ -41,6 +41,9 @@ func TestRawContinuationYieldsExactlyTheRemainingPieces(t *testing.T) {
 		{"generate", "/api/generate", `{"model":"llama","system":"Be brief.","prompt":"Tell me\tmore."`},
 		{"generate limited", "/api/generate", `{"model":"llama","prompt":"Tell me","options":{"num_predict":25}`},
 		{"chat", "/api/chat", `{"model":"llama","messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":" yes, you"},{"role":"user","content":"Go on"}]`},
+		{"suffix", "/api/generate", `{"model":"llama","prompt":"func f(","suffix":") {}"`},
+		{"template", "/api/generate", `{"model":"llama","system":"S","prompt":"Hi","template":"[{{ .System }}] {{ .Prompt }}\n<|user|>"`},
+		{"context", "/api/generate", `{"model":"llama","prompt":"Hi","context":[3,1,2]`},
 		{"images", "/api/chat", `{"model":"llama","messages":[{"role":"user","content":"See","images":["QUJD"]}]`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -69,7 +72,7 @@ func TestRawContinuationYieldsExactlyTheRemainingPieces(t *testing.T) {
 				if end.DoneReason != last.DoneReason || end.Prompt != last.Prompt+k || end.Eval != last.Eval-k {
 					t.Errorf("after %d pieces: %s %d+%d, want %s %d+%d", k, end.DoneReason, end.Prompt, end.Eval, last.DoneReason, last.Prompt+k, last.Eval-k)
 				}
-				if control, _ := cont(strings.Replace(prompt, "<|user|>", "<|User|>", 1)); slices.Equal(control, whole[k:]) {
+				if control, _ := cont("X" + prompt[1:]); slices.Equal(control, whole[k:]) {
 					t.Error("the control with a changed prompt continued alike")
 				}
 			}
@@ -109,5 +112,23 @@ func TestAPromptLongerThanTheContextLosesItsOldestMessages(t *testing.T) {
 	}
 	if status, b := r.do("POST", "/api/generate", fmt.Sprintf(`{"model":"llama","raw":true,"truncate":false,"prompt":%q}`, long)); status != 400 || !strings.Contains(b, "exceeds the context length") {
 		t.Errorf("truncate false: %d %s", status, b)
+	}
+}
+
+func TestTemplateAndContextAreInTheRendering(t *testing.T) {
+	r, stop := start(t, Config{})
+	defer stop()
+	for body, want := range map[string]string{
+		`"prompt":"Hi","system":"S","template":"{{ .System }}: {{ .Prompt }}"`: "S: Hi<|assistant|>",
+		`"prompt":"Hi","context":[3,14]`:                                       " t3 t14<|user|>\nHi\n<|assistant|>",
+		`"prompt":"a","suffix":"b"`:                                            "<|prefix|>a<|suffix|>b<|assistant|>",
+	} {
+		got := parse[record](t, r.post("/api/generate", `{"model":"llama","_debug_render_only":true,`+body+`}`)).Debug.Rendered
+		if got != want {
+			t.Errorf("%s: %q, want %q", body, got, want)
+		}
+	}
+	if status, got := r.do("POST", "/api/generate", `{"model":"llama","prompt":"x","template":"{{"}`); status != 500 || !strings.Contains(got, "error") {
+		t.Errorf("a wrong template: %d %s", status, got)
 	}
 }

@@ -3,6 +3,8 @@ package enginetest
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ var (
 type catalog struct {
 	kind     Kind
 	pullable map[string]Model // nil: any
+	folder   *folder          // nil: none
 
 	loading chan struct{} // one load at a time
 
@@ -32,6 +35,7 @@ type catalog struct {
 type heldModel struct {
 	Model
 	modified time.Time
+	file     string // of its weights; "" outside a folder
 }
 
 // loadedModel is a model in memory; it leaves when nothing uses it after expires.
@@ -50,6 +54,9 @@ func newCatalog(cfg Config) *catalog {
 	for _, m := range cfg.Models {
 		c.put(m, firstModels)
 	}
+	if cfg.Folder != "" && cfg.Kind == KindOllama {
+		c.folder = newFolder(cfg)
+	}
 	if cfg.Pullable != nil {
 		c.pullable = map[string]Model{}
 		for _, m := range cfg.Pullable {
@@ -63,7 +70,10 @@ func newCatalog(cfg Config) *catalog {
 func (s *Server) AddModel(m Model) { s.catalog.put(m, time.Now()) }
 
 // RemoveModel deletes a model, and unloads it; it says whether the server held it.
-func (s *Server) RemoveModel(name string) bool { return s.catalog.remove(name) }
+func (s *Server) RemoveModel(name string) bool {
+	held, _ := s.catalog.remove(name) // it held what it could not delete too
+	return held
+}
 
 // Models returns the models held, by name.
 func (s *Server) Models() []Model {
@@ -86,7 +96,7 @@ func (s *Server) Loaded() []string {
 }
 
 func (c *catalog) key(name string) string {
-	if c.kind == KindOpenAI {
+	if c.kind != KindOllama {
 		return name
 	}
 	return parseName(name).key()
@@ -94,19 +104,38 @@ func (c *catalog) key(name string) string {
 
 func (c *catalog) put(m Model, now time.Time) {
 	m = m.withDefaults(c.kind)
+	if c.folder != nil {
+		_ = c.folder.remove(m.Name) // mostly there is none
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.models[c.key(m.Name)] = heldModel{m, now}
+	c.models[c.key(m.Name)] = heldModel{Model: m, modified: now}
 }
 
-func (c *catalog) remove(name string) bool {
+// forget drops what is not in the folder, for a model there that has the name now.
+func (c *catalog) forget(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.models, c.key(name))
+}
+
+func (c *catalog) remove(name string) (held bool, err error) {
+	if c.folder != nil {
+		err = c.folder.remove(name)
+		held = !errors.Is(err, fs.ErrNotExist)
+		if !held {
+			err = nil
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := c.key(name)
-	_, ok := c.models[key]
-	delete(c.models, key)
+	if !held {
+		_, held = c.models[key]
+		delete(c.models, key)
+	}
 	delete(c.loaded, key)
-	return ok
+	return held, err
 }
 
 // find returns the model of that name, or errNoName, errBadName or errNoModel.
@@ -116,6 +145,11 @@ func (c *catalog) find(name string) (heldModel, error) {
 	}
 	if c.kind == KindOllama && !parseName(name).valid() {
 		return heldModel{}, errBadName
+	}
+	if c.folder != nil {
+		if m, err := c.folder.find(name); err == nil {
+			return c.folder.held(m), nil
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,8 +164,14 @@ func (c *catalog) find(name string) (heldModel, error) {
 func (c *catalog) list() []heldModel {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	out := make([]heldModel, 0, len(c.models))
-	for _, m := range c.models {
+	all := maps.Clone(c.models)
+	if c.folder != nil {
+		for _, m := range c.folder.models() {
+			all[m.name.key()] = c.folder.held(m)
+		}
+	}
+	out := make([]heldModel, 0, len(all))
+	for _, m := range all {
 		out = append(out, m)
 	}
 	slices.SortFunc(out, func(a, b heldModel) int {

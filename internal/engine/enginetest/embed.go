@@ -127,11 +127,7 @@ func (s *Server) v1Embeddings(w http.ResponseWriter, r *http.Request) {
 		for i, v := range vectors {
 			data[i] = datum{"embedding", v, i}
 			if format == "base64" {
-				var b []byte
-				for _, f := range v {
-					b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
-				}
-				data[i].Embedding = base64.StdEncoding.EncodeToString(b)
+				data[i].Embedding = base64Floats(v)
 			}
 		}
 		return map[string]any{
@@ -212,7 +208,7 @@ func (s *Server) vectors(a *answer, c *call, in []string, dimensions int) ([][]f
 			}
 			text, n = lastTokens(text, limit), limit
 		}
-		if err := s.prefill(a, sl, c.model.Digest, text, n); err != nil {
+		if _, err := s.prefill(a, sl, c.model.Digest, text, n); err != nil {
 			return nil, nil, err
 		}
 		res.promptTokens += n
@@ -223,6 +219,14 @@ func (s *Server) vectors(a *answer, c *call, in []string, dimensions int) ([][]f
 	}
 	res.total = time.Since(begin)
 	return out, res, nil
+}
+
+func base64Floats(v []float32) string {
+	var b []byte
+	for _, f := range v {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
+	}
+	return base64.StdEncoding.EncodeToString(b)
 }
 
 // vector returns the unit vector that belongs to a text, cut to dimensions if that is less.
@@ -267,12 +271,15 @@ func (s *Server) v1Transcriptions(w http.ResponseWriter, r *http.Request) {
 		errs.fail(w, http.StatusBadRequest, "audio file is empty")
 		return
 	}
-	m, ok := s.chatModel(w, errs, model, "chat")
+	m, ok := s.chatModel(w, errs, model)
 	if !ok {
 		return
 	}
-	c := &call{model: m.Model, limit: -1, images: []string{base64.StdEncoding.EncodeToString(audio)}}
-	c.text, _ = renderAll([]message{{Role: "system", Content: "Transcribe the audio exactly as spoken." + r.FormValue("prompt")}}, nil)
+	c := &call{model: m.Model, asked: model, limit: -1, images: []string{base64.StdEncoding.EncodeToString(audio)}}
+	if !s.capable(w, errs, c, "chat", think{}, nil) {
+		return
+	}
+	c.text, _ = s.template(c).render([]message{{Role: "system", Content: "Transcribe the audio exactly as spoken." + r.FormValue("prompt")}}, nil)
 	s.generate(w, r, c, transcription{text: r.FormValue("response_format") == "text"})
 }
 
@@ -291,10 +298,14 @@ func (t transcription) contentTypes() (stream, whole string) {
 
 func (t transcription) piece(b []byte, _, _ string) []byte { return b }
 
+func (t transcription) thought(b []byte, _, _ string) []byte { return b }
+
+func (t transcription) called(b []byte, _ *toolCall) []byte { return b }
+
 func (t transcription) end(b []byte, _ *result) []byte { return b }
 
-func (t transcription) whole(b []byte, text string, _ *result) []byte {
-	text = strings.TrimSpace(text)
+func (t transcription) whole(b []byte, s said, _ *result) []byte {
+	text := strings.TrimSpace(s.content)
 	if t.text {
 		return append(b, text...)
 	}

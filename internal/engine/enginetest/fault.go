@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -34,19 +36,28 @@ const (
 	FaultSlow FaultKind = "slow"
 	// FaultGarbage sends bytes that are no record, then ends the answer cleanly.
 	FaultGarbage FaultKind = "garbage"
+	// FaultEndless sends a line without an end, as fast as the client takes it, until the client goes
+	// away or has had 64 MiB.
+	FaultEndless FaultKind = "endless"
+	// FaultTwice sends the terminal record of an answer twice, then one more piece; an answer that is
+	// not streamed is sent twice. It has no After.
+	FaultTwice FaultKind = "twice"
+	// FaultBusy refuses with 503 before anything else happens, and with Retry-After if Delay is
+	// at least a second. It has no After.
+	FaultBusy FaultKind = "busy"
 )
 
 // Fault is something that a server does wrong from now on, streams under way included.
 type Fault struct {
 	// Kind of the fault; empty is FaultNone.
 	Kind FaultKind `json:"kind"`
-	// After is how many pieces (progress records for pull, push and create) of an answer go out
-	// before the fault; 0 is before the status line. An answer that is not streamed breaks in
-	// the middle of its body for every After above 0.
+	// After is how many pieces (of thinking or content, or calls; progress records for pull, push
+	// and create) of an answer go out before the fault; 0 is before the status line. An answer that
+	// is not streamed breaks in the middle of its body for every After above 0.
 	After int `json:"after,omitempty"`
 	// Factor of FaultSlow; values below 1 mean 1.
 	Factor float64 `json:"factor,omitempty"`
-	// Delay of FaultSlow, added to each piece; in JSON nanoseconds.
+	// Delay of FaultSlow, added to each piece, and of FaultBusy, for Retry-After; in JSON nanoseconds.
 	Delay time.Duration `json:"delay,omitempty"`
 	// Count is how many requests it hits, 0 for all until it is cleared.
 	Count int `json:"count,omitempty"`
@@ -86,6 +97,44 @@ func (s *Server) Fault() Fault {
 // take says whether the fault hits one more request.
 func (f *activeFault) take() bool { return f.Count == 0 || f.left.Add(-1) >= 0 }
 
+// inAnswer says whether the fault breaks an answer after After pieces.
+func (f *activeFault) inAnswer() bool { return f.Kind != FaultSlow && f.Kind != FaultTwice }
+
+// applies says whether the fault concerns a request, which is for an inference route or not.
+func (f *activeFault) applies(path string, inference bool) bool {
+	if f.Path != "" {
+		return strings.HasPrefix(path, f.Path)
+	}
+	return inference
+}
+
+// busy refuses a request if FaultBusy says so.
+func (s *Server) busy(w http.ResponseWriter, r *http.Request, inference bool) bool {
+	f := s.fault.Load()
+	if f == nil || f.Kind != FaultBusy || !f.applies(r.URL.Path, inference) || !f.take() {
+		return false
+	}
+	s.count.faulted.Add(1)
+	if seconds := int(f.Delay / time.Second); seconds > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(seconds))
+	}
+	s.errorsFor(r.URL.Path).fail(w, http.StatusServiceUnavailable, errQueueFull.Error())
+	return true
+}
+
+// errorsFor returns the dialect of a path.
+func (s *Server) errorsFor(path string) failer {
+	switch {
+	case s.cfg.Kind == KindLlamaServer:
+		return llamaErrors{}
+	case path == "/v1/messages":
+		return anthropicErrors{}
+	case strings.HasPrefix(path, "/v1/"):
+		return openaiErrors{}
+	}
+	return ollamaErrors{}
+}
+
 // serveFault is POST /_fault (a Fault), GET and DELETE.
 func (s *Server) serveFault(w http.ResponseWriter, r *http.Request) {
 	switch r.Method {
@@ -108,7 +157,8 @@ func (s *Server) serveFault(w http.ResponseWriter, r *http.Request) {
 
 func (k FaultKind) valid() bool {
 	switch k {
-	case "", FaultNone, FaultError500, FaultRefuse, FaultReset, FaultTruncate, FaultFreeze, FaultSlow, FaultGarbage:
+	case "", FaultNone, FaultError500, FaultRefuse, FaultReset, FaultTruncate, FaultFreeze, FaultSlow, FaultGarbage,
+		FaultEndless, FaultTwice, FaultBusy:
 		return true
 	}
 	return false

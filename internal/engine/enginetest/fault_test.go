@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -23,6 +25,12 @@ var streams = []struct{ path, body, piece, terminal, died string }{
 	{"/v1/completions", `{"model":"llama","prompt":"Hi","max_tokens":6,"stream":true}`, `"text":" `, "[DONE]", `"model":"","system_fingerprint"`},
 	{"/v1/messages", `{"model":"llama","messages":[{"role":"user","content":"Hi"}],"max_tokens":6,"stream":true}`, `"text":" `, "message_stop", ""},
 	{"/v1/responses", `{"model":"llama","input":"Hi","max_output_tokens":6,"stream":true}`, `"delta":" `, "response.completed", ""},
+	// The same while thinking.
+	{"/api/generate", `{"model":"qwen","prompt":"Hi","options":{"num_predict":6}}`, `"thinking":" `, `"done":true`, `{"error":"model runner has`},
+	{"/api/chat", `{"model":"qwen","messages":[{"role":"user","content":"Hi"}],"options":{"num_predict":6}}`, `"thinking":" `, `"done":true`, `{"error":"model runner has`},
+	{"/v1/chat/completions", `{"model":"qwen","messages":[{"role":"user","content":"Hi"}],"max_tokens":6,"stream":true}`, `"reasoning":" `, "[DONE]", `"model":"","system_fingerprint":"fp_ollama","choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}`},
+	{"/v1/messages", `{"model":"qwen","messages":[{"role":"user","content":"Hi"}],"max_tokens":6,"stream":true}`, `"thinking":" `, "message_stop", ""},
+	{"/v1/responses", `{"model":"qwen","input":"Hi","max_output_tokens":6,"stream":true}`, `"delta":" `, "response.completed", ""},
 }
 
 // read sends one request and returns what came, with the error that ended it.
@@ -84,7 +92,7 @@ func TestFaultsInMidStreamBreakEveryDialectAfterTheWholePiecesBefore(t *testing.
 		}
 		r.SetFault(Fault{})
 	}
-	if st := r.Stats(); st.InFlight != 0 || st.Faulted != 54 {
+	if st := r.Stats(); st.InFlight != 0 || st.Faulted != int64(9*len(streams)) {
 		t.Errorf("stats %+v", st)
 	}
 }
@@ -172,7 +180,7 @@ func TestAFaultCanBeCountedAndKeptToAPath(t *testing.T) {
 	if _, b := r.do("DELETE", "/_fault", ""); b != `{"kind":"none"}` {
 		t.Errorf("cleared: %s", b)
 	}
-	if st := parse[Stats](t, r.post("/_stats", "")); st != r.Stats() || st.Faulted != 3 {
+	if st := parse[Stats](t, r.post("/_stats", "")); !reflect.DeepEqual(st, r.Stats()) || st.Faulted != 3 {
 		t.Errorf("/_stats %+v, Stats %+v", st, r.Stats())
 	}
 }
@@ -210,6 +218,113 @@ func TestResetAndRefuseAreResetsOnTCP(t *testing.T) {
 		}
 		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
 			t.Errorf("%s after %d: %v", f.Kind, f.After, err)
+		}
+	}
+}
+
+func TestAnEndlessLineStopsWithItsClientOrAt64MiB(t *testing.T) {
+	r, stop := start(t, Config{})
+	defer stop()
+	r.SetFault(Fault{Kind: FaultEndless, After: 2})
+	for _, st := range streams {
+		ctx, cancel := context.WithCancel(t.Context())
+		resp, err := r.send(ctx, "POST", st.path, st.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 1<<20)
+		if _, err := io.ReadFull(resp.Body, b); err != nil {
+			t.Fatal(err)
+		}
+		if head, line := string(b[:8<<10]), string(b[8<<10:]); strings.Count(head, st.piece) != 2 || strings.Trim(line, "x") != "" {
+			t.Errorf("%s: %q …", st.path, head)
+		}
+		cancel()
+		resp.Body.Close()
+	}
+	status, got, err := r.read(t.Context(), streams[0].path, streams[0].body)
+	if status != 200 || err != nil || strings.Count(got, "x") < 64<<20 || len(got) > 64<<20+4096 {
+		t.Errorf("%d, %d bytes, %v", status, len(got), err)
+	}
+	for r.Stats().InFlight != 0 { // the server notices soon that its clients have left
+		runtime.Gosched()
+	}
+}
+
+func TestATerminalRecordSentTwiceIsFollowedByAPiece(t *testing.T) {
+	r, stop := start(t, Config{})
+	defer stop()
+	for _, st := range streams {
+		sound := r.post(st.path, st.body)
+		r.SetFault(Fault{Kind: FaultTwice, Count: 1})
+		status, got, err := r.read(t.Context(), st.path, st.body)
+		if status != 200 || err != nil || strings.Count(got, st.terminal) != 2*strings.Count(sound, st.terminal) {
+			t.Errorf("%s: %d, %v, %q", st.path, status, err, got)
+		}
+		_, after, _ := cutLast(got, st.terminal)
+		if !strings.Contains(after, pieces[0].json) {
+			t.Errorf("%s: nothing follows the second end: %q", st.path, after)
+		}
+		if again := r.post(st.path, st.body); strings.Count(again, st.terminal) != strings.Count(sound, st.terminal) {
+			t.Errorf("%s: a second request: %q", st.path, again)
+		}
+	}
+	const body = `{"model":"llama","prompt":"Hi","stream":false}`
+	r.SetFault(Fault{Kind: FaultTwice})
+	if got := r.post("/api/generate", body); strings.Count(got, `"done":true`) != 2 {
+		t.Errorf("whole %q", got)
+	}
+}
+
+func TestABusyEngineSaysWhenToComeBack(t *testing.T) {
+	r, stop := start(t, Config{})
+	defer stop()
+	r.post("/_fault", `{"kind":"busy","delay":"7s"}`)
+	for _, st := range streams {
+		resp, err := r.send(t.Context(), "POST", st.path, st.body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "7" || err != nil || !strings.Contains(string(b), `server busy, please try again.`) ||
+			strings.Contains(string(b), `overloaded_error`) != (st.path == "/v1/messages") {
+			t.Errorf("%s: %d, Retry-After %q, %s", st.path, resp.StatusCode, resp.Header.Get("Retry-After"), b)
+		}
+	}
+	if status, _ := r.do("GET", "/api/tags", ""); status != 200 {
+		t.Errorf("/api/tags: %d", status)
+	}
+	r.SetFault(Fault{Kind: FaultBusy, Count: 1, Path: "/api/tags"})
+	for _, want := range []int{503, 200} {
+		if status, _ := r.do("GET", "/api/tags", ""); status != want {
+			t.Errorf("/api/tags: %d, want %d", status, want)
+		}
+	}
+	if st := r.Stats(); st.GeneratedTokens != 0 || st.Faulted != int64(len(streams)+1) {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestFaultsBreakAnAnswerBeforeAndAfterItsToolCall(t *testing.T) {
+	r, stop := start(t, Config{Models: []Model{{Name: "llama", Tools: true}}})
+	defer stop()
+	for _, st := range []struct{ path, body, call, terminal string }{
+		{"/api/chat", askCall + `,` + openaiTools, `"tool_calls":[`, `"done":true`},
+		{"/v1/chat/completions", askCall + `,` + openaiTools, `"tool_calls":[`, "[DONE]"},
+		{"/v1/messages", askCall + `,"max_tokens":50,` + claudeTools, "input_json_delta", "message_stop"},
+		{"/v1/responses", `"input":"Please CALL it",` + flatTools, "function_call_arguments.done", "response.completed"},
+	} {
+		for _, f := range []Fault{
+			{Kind: FaultReset}, {Kind: FaultTruncate}, {Kind: FaultGarbage}, {Kind: FaultError500},
+		} {
+			for f.After = callAfter; f.After <= callAfter+1; f.After++ {
+				r.SetFault(f)
+				_, got, _ := r.read(t.Context(), st.path, `{"model":"llama","stream":true,`+st.body+`}`)
+				if strings.Contains(got, st.call) != (f.After > callAfter) || strings.Contains(got, st.terminal) {
+					t.Errorf("%s, %s after %d: %.2000q", st.path, f.Kind, f.After, got)
+				}
+			}
 		}
 	}
 }

@@ -42,7 +42,7 @@ func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
 func start(t *testing.T, cfg Config) (*rig, func()) {
 	t.Helper()
 	if cfg.Models == nil {
-		cfg.Models = []Model{{Name: "llama"}, {Name: "vectors", Embedding: true}}
+		cfg.Models = []Model{{Name: "llama"}, {Name: "vectors", Embedding: true}, {Name: "qwen", Thinking: true, Tools: true}}
 	}
 	p := &pipes{conns: make(chan net.Conn), done: make(chan struct{})}
 	s := New(cfg)
@@ -101,6 +101,7 @@ func (r *rig) post(path, body string) string {
 // record is what the dialects' records have in common with our questions.
 type record struct {
 	Response   string  `json:"response"`
+	Thinking   string  `json:"thinking"`
 	Message    message `json:"message"`
 	Done       bool    `json:"done"`
 	DoneReason string  `json:"done_reason"`

@@ -40,24 +40,44 @@ type messagesRequest struct {
 		Role    string `json:"role"`
 		Content blocks `json:"content"`
 	} `json:"messages"`
-	Stream bool            `json:"stream"`
-	Stop   []string        `json:"stop_sequences"`
-	Tools  json.RawMessage `json:"tools"`
+	Stream      bool            `json:"stream"`
+	Stop        []string        `json:"stop_sequences"`
+	Tools       json.RawMessage `json:"tools"`
+	Temperature *float64        `json:"temperature"`
+	Thinking    struct {
+		Type string `json:"type"`
+	} `json:"thinking"`
+	Output struct {
+		Effort string `json:"effort"`
+	} `json:"output_config"`
 }
 
-// blocks is a content: a string or a list of blocks, of which text, images and results of tools
-// become part of the prompt.
+// blocks is a content: a string or a list of blocks.
 type blocks []block
 
 type block struct {
-	Type    string          `json:"type"`
-	Text    string          `json:"text"`
-	Content blocks          `json:"content"`
-	Name    string          `json:"name"`
-	Input   json.RawMessage `json:"input"`
-	Source  struct {
+	Type     string          `json:"type"`
+	Text     string          `json:"text"`
+	Thinking string          `json:"thinking"`
+	Content  blocks          `json:"content"`
+	ID       string          `json:"id"`
+	Name     string          `json:"name"`
+	Input    json.RawMessage `json:"input"`
+	ImageURL imageURL        `json:"image_url"` // OpenAI's
+	Source   struct {
 		Data string `json:"data"`
 	} `json:"source"`
+}
+
+// imageURL is a string in /v1/responses, an object in chats.
+type imageURL struct{ URL string }
+
+func (u *imageURL) UnmarshalJSON(b []byte) error {
+	if json.Unmarshal(b, &u.URL) == nil {
+		return nil
+	}
+	type bare imageURL
+	return json.Unmarshal(b, (*bare)(u))
 }
 
 func (c *blocks) UnmarshalJSON(b []byte) error {
@@ -78,15 +98,50 @@ func (c blocks) flatten() (text string, images []string) {
 			b.WriteString(bl.Text)
 		case "image":
 			images = append(images, bl.Source.Data)
-		case "tool_use":
-			fmt.Fprintf(&b, "<|call|>%s%s", bl.Name, bl.Input)
-		case "tool_result":
-			inner, more := bl.Content.flatten()
-			b.WriteString("<|result|>" + inner)
-			images = append(images, more...)
+		case "input_image":
+			if _, data, ok := strings.Cut(bl.ImageURL.URL, ";base64,"); ok {
+				images = append(images, data)
+			}
 		}
 	}
 	return b.String(), images
+}
+
+// messages turns one message of Anthropic's into Ollama's: each result of a tool is one of its own.
+func (c blocks) messages(role string) []message {
+	m := message{Role: role}
+	m.Content, m.Images = c.flatten()
+	var out []message
+	for _, bl := range c {
+		switch bl.Type {
+		case "thinking":
+			m.Thinking = bl.Thinking
+		case "tool_use":
+			m.ToolCalls = append(m.ToolCalls, toolCall{bl.ID, bl.Name, canonical(bl.Input)})
+		case "tool_result":
+			text, images := bl.Content.flatten()
+			out = append(out, message{Role: "tool", Content: text, Images: images})
+		}
+	}
+	if m.Content != "" || m.Images != nil || m.ToolCalls != nil || m.Thinking != "" {
+		out = append(out, m)
+	}
+	return out
+}
+
+// think returns what the request says of thinking.
+func (r *messagesRequest) think() think {
+	switch {
+	case r.Thinking.Type == "enabled":
+		return think{true, true}
+	case r.Thinking.Type == "disabled":
+		return think{true, false}
+	}
+	switch strings.ToLower(strings.TrimSpace(r.Output.Effort)) {
+	case "low", "medium", "high", "xhigh", "max":
+		return think{true, true}
+	}
+	return think{}
 }
 
 func (s *Server) v1Messages(w http.ResponseWriter, r *http.Request) {
@@ -113,16 +168,26 @@ func (s *Server) v1Messages(w http.ResponseWriter, r *http.Request) {
 		bytes += len(text)
 	}
 	for _, m := range req.Messages {
-		text, images := m.Content.flatten()
-		msgs = append(msgs, message{Role: strings.ToLower(m.Role), Content: text, Images: images})
-		bytes += len(m.Role) + len(text)
+		bytes += len(m.Role)
+		for _, part := range m.Content.messages(strings.ToLower(m.Role)) {
+			msgs = append(msgs, part)
+			bytes += len(part.Content) + len(part.Thinking)
+		}
 	}
-	m, ok := s.chatModel(w, errs, req.Model, "chat")
+	m, ok := s.chatModel(w, errs, req.Model)
 	if !ok {
 		return
 	}
-	c := &call{model: m.Model, limit: req.MaxTokens, stop: texts(req.Stop).sequences(), stream: req.Stream}
-	c.text, c.images = render(msgs, req.Tools, s.contextLength(c))
+	c := &call{
+		model: m.Model, asked: req.Model, limit: req.MaxTokens, stop: texts(req.Stop).sequences(), stream: req.Stream,
+		temperature: orDefault(req.Temperature, 0),
+	}
+	t := req.think()
+	t.on = t.on && m.Thinking // asking one that does not think is no error here
+	if !s.capable(w, errs, c, "chat", t, req.Tools) {
+		return
+	}
+	s.render(c, s.template(c), msgs, req.Tools)
 	s.generate(w, r, c, &messagesDialect{
 		id: fmt.Sprintf("msg_%024x", s.seq.Add(1)), model: quoted(req.Model), estimate: max(bytes/4, 1),
 	})
@@ -134,22 +199,62 @@ type messagesDialect struct {
 	id, model string // model is quoted
 	estimate  int    // of input tokens: a quarter of the bytes, as Ollama has it
 	begun     bool
-	block     bool // the text block is open
+	index     int    // of the block that is open, or the next
+	block     string // type of the block that is open; empty for none
+	tools     bool   // a call went out
 }
 
 func (d *messagesDialect) contentTypes() (stream, whole string) { return typeSSE, typeBareJSON }
 
 func (d *messagesDialect) piece(b []byte, _, json string) []byte {
-	b = d.begin(b)
-	if !d.block {
-		d.block = true
-		b = append(b, `event: content_block_start
-data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
+	b = d.open(b, "text", `"text":""`)
+	return d.delta(b, `"text_delta","text":"`, json)
+}
 
-`...)
+func (d *messagesDialect) thought(b []byte, _, json string) []byte {
+	b = d.open(b, "thinking", `"thinking":""`)
+	return d.delta(b, `"thinking_delta","thinking":"`, json)
+}
+
+func (d *messagesDialect) called(b []byte, c *toolCall) []byte {
+	d.tools = true
+	b = d.close(b)
+	b = d.open(b, "tool_use", `"id":"`+c.ID+`","name":"`+quoted(c.Name)+`","input":{}`)
+	b = d.delta(b, `"input_json_delta","partial_json":"`, quoted(c.Arguments))
+	return d.close(b)
+}
+
+// open makes sure that a block of that type is open; fields are JSON.
+func (d *messagesDialect) open(b []byte, block, fields string) []byte {
+	b = d.begin(b)
+	if d.block == block {
+		return b
 	}
-	b = append(b, "event: content_block_delta\n"+`data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"`...)
+	b = d.close(b)
+	d.block = block
+	b = append(b, "event: content_block_start\n"+`data: {"type":"content_block_start"`...)
+	b = append(append(appendInt(b, `,"index":`, int64(d.index)), `,"content_block":{"type":"`...), block...)
+	return append(append(append(b, `",`...), fields...), "}}\n\n"...)
+}
+
+// delta adds to the open block.
+func (d *messagesDialect) delta(b []byte, field, json string) []byte {
+	b = append(b, "event: content_block_delta\n"+`data: {"type":"content_block_delta"`...)
+	b = append(append(appendInt(b, `,"index":`, int64(d.index)), `,"delta":{"type":`...), field...)
 	return append(append(b, json...), "\"}}\n\n"...)
+}
+
+// close ends the block that is open.
+func (d *messagesDialect) close(b []byte) []byte {
+	b = d.begin(b)
+	if d.block == "" {
+		return b
+	}
+	d.block = ""
+	b = append(b, "event: content_block_stop\n"+`data: {"type":"content_block_stop"`...)
+	b = append(appendInt(b, `,"index":`, int64(d.index)), "}\n\n"...)
+	d.index++
+	return b
 }
 
 func (d *messagesDialect) begin(b []byte) []byte {
@@ -163,11 +268,8 @@ func (d *messagesDialect) begin(b []byte) []byte {
 }
 
 func (d *messagesDialect) end(b []byte, r *result) []byte {
-	b = d.begin(b)
-	if d.block {
-		b = append(b, "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n"...)
-	}
-	b = append(b, "event: message_delta\n"+`data: {"type":"message_delta","delta":{"stop_reason":"`+stopReason(r)+`"},`...)
+	b = d.close(b)
+	b = append(b, "event: message_delta\n"+`data: {"type":"message_delta","delta":{"stop_reason":"`+stopReason(r, d.tools)+`"},`...)
 	b = append(d.usage(b, r), "}\n\n"...)
 	return append(b, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"...)
 }
@@ -177,15 +279,36 @@ func (d *messagesDialect) usage(b []byte, r *result) []byte {
 	return append(appendInt(b, `,"output_tokens":`, int64(r.tokens)), '}')
 }
 
-func stopReason(r *result) string {
-	if r.reason == "length" {
+func stopReason(r *result, called bool) string {
+	switch {
+	case called:
+		return "tool_use"
+	case r.reason == "length":
 		return "max_tokens"
 	}
 	return "end_turn"
 }
 
-func (d *messagesDialect) whole(b []byte, text string, r *result) []byte {
-	b = append(b, `{"id":"`+d.id+`","type":"message","role":"assistant","model":"`+d.model+
-		`","content":[{"type":"text","text":"`+quoted(text)+`"}],"stop_reason":"`+stopReason(r)+`",`...)
+func (d *messagesDialect) whole(b []byte, s said, r *result) []byte {
+	b = append(b, `{"id":"`+d.id+`","type":"message","role":"assistant","model":"`+d.model+`","content":`...)
+	var list []string
+	if s.thinking != "" {
+		list = append(list, `{"type":"thinking","thinking":"`+quoted(s.thinking)+`"}`)
+	}
+	if s.content != "" {
+		list = append(list, `{"type":"text","text":"`+quoted(s.content)+`"}`)
+	}
+	if s.call != nil {
+		list = append(list, `{"type":"tool_use","id":"`+s.call.ID+`","name":"`+quoted(s.call.Name)+`","input":`+s.call.Arguments+`}`)
+	}
+	if list == nil {
+		b = append(b, "null"...)
+	} else {
+		b = append(b, "["+strings.Join(list, ",")+"]"...)
+	}
+	b = append(b, ',')
+	if r.reason != "" {
+		b = append(b, `"stop_reason":"`+stopReason(r, s.call != nil)+`",`...)
+	}
 	return append(d.usage(b, r), "}\n"...)
 }

@@ -34,7 +34,7 @@ func TestModelsComeAndGoAsTheyDoInOllama(t *testing.T) {
 	}
 	r.post("/api/copy", `{"source":"ns/new:v2","destination":"plain"}`)
 	r.post("/api/push", `{"model":"plain"}`)
-	if got := r.names(); !slices.Equal(got, []string{"llama:latest", "ns/new:v2", "plain:latest", "vectors:latest"}) {
+	if got := r.names(); !slices.Equal(got, []string{"llama:latest", "ns/new:v2", "plain:latest", "qwen:latest", "vectors:latest"}) {
 		t.Errorf("models %q", got)
 	}
 	type listed struct {
@@ -42,11 +42,11 @@ func TestModelsComeAndGoAsTheyDoInOllama(t *testing.T) {
 		Data   []struct{ ID string }
 	}
 	_, b := r.do("GET", "/api/tags", "")
-	if tags := parse[listed](t, b).Models; len(tags) != 4 || tags[0].Name != "plain:latest" || tags[0].Digest != strings.Repeat("12", 32) {
+	if tags := parse[listed](t, b).Models; len(tags) != 5 || tags[0].Name != "plain:latest" || tags[0].Digest != strings.Repeat("12", 32) {
 		t.Errorf("tags %s", b)
 	}
 	_, b = r.do("GET", "/v1/models", "")
-	if len(parse[listed](t, b).Data) != 4 {
+	if len(parse[listed](t, b).Data) != 5 {
 		t.Errorf("/v1/models %s", b)
 	}
 	if status, _ := r.do("GET", "/v1/models/Plain", ""); status != 200 {

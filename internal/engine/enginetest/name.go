@@ -51,6 +51,9 @@ func (n name) String() string {
 	return s
 }
 
+// full is the form with nothing left out.
+func (n name) full() string { return n.host + "/" + n.namespace + "/" + n.model + ":" + n.tag }
+
 // key is equal for names that differ only in case.
 func (n name) key() string { return strings.ToLower(n.String()) }
 

@@ -22,9 +22,11 @@ func (ollamaErrors) died(b []byte) []byte {
 
 // ollamaOptions are those of a request's options that matter here.
 type ollamaOptions struct {
-	NumPredict *float64 `json:"num_predict"`
-	NumCtx     float64  `json:"num_ctx"`
-	Stop       texts    `json:"stop"`
+	NumPredict  *float64 `json:"num_predict"`
+	NumCtx      float64  `json:"num_ctx"`
+	Stop        texts    `json:"stop"`
+	Temperature float64  `json:"temperature"`
+	Seed        *int64   `json:"seed"`
 }
 
 func (o ollamaOptions) limit() int {
@@ -41,9 +43,10 @@ type ollamaRequest struct {
 	KeepAlive *keepAlive      `json:"keep_alive"`
 	Options   ollamaOptions   `json:"options"`
 	Truncate  *bool           `json:"truncate"`
-	Think     any             `json:"think"`
+	Think     think           `json:"think"`
 	Debug     bool            `json:"_debug_render_only"`
 	Tools     json.RawMessage `json:"tools"`
+	Format    json.RawMessage `json:"format"`
 
 	Messages []message `json:"messages"`
 
@@ -58,9 +61,9 @@ type ollamaRequest struct {
 
 func (r *ollamaRequest) call(m Model) *call {
 	return &call{
-		model: m, limit: r.Options.limit(), stop: r.Options.Stop.sequences(),
+		model: m, asked: r.Model, raw: r.Raw, limit: r.Options.limit(), stop: r.Options.Stop.sequences(),
 		stream: r.Stream == nil || *r.Stream, context: int(r.Options.NumCtx),
-		keepAlive: r.KeepAlive.duration(), strictLen: r.Truncate != nil && !*r.Truncate,
+		temperature: r.Options.Temperature, seed: r.Options.Seed, keepAlive: r.KeepAlive.duration(), strictLen: r.Truncate != nil && !*r.Truncate,
 	}
 }
 
@@ -89,28 +92,28 @@ func (s *Server) apiGenerate(w http.ResponseWriter, r *http.Request) {
 		errs.fail(w, http.StatusBadRequest, "raw mode does not support template, system, or context")
 		return
 	}
-	if !s.capable(w, errs, m, &req, "generate") {
+	c := req.call(m.Model)
+	if !s.capable(w, errs, c, "generate", req.Think, nil) {
 		return
 	}
-	c := req.call(m.Model)
 	if req.Prompt == "" {
 		s.loadOnly(w, r, c, d)
 		return
 	}
-	c.text, c.images = req.Prompt, req.Images
-	switch {
-	case req.Raw:
-	case req.Suffix != "":
-		c.text = "<|prefix|>" + req.Prompt + "<|suffix|>" + req.Suffix + turnAssistant
-	default:
-		var msgs []message
-		if req.System != "" {
-			msgs = append(msgs, message{Role: "system", Content: req.System})
-		}
-		msgs = append(msgs, message{Role: "user", Content: req.Prompt, Images: req.Images})
-		c.text, c.images = render(msgs, nil, s.contextLength(c))
+	if !c.constrain(w, errs, req.Format) {
+		return
+	}
+	c.unthought = c.object // only the chat handler lets the model think first
+	c.images = req.Images
+	if req.Raw {
+		c.text = req.Prompt
+		s.count.raw.Add(1)
+	} else if err := s.renderPrompt(c, &req); err != nil {
+		errs.fail(w, http.StatusInternalServerError, err.Error())
+		return
 	}
 	if req.Debug {
+		s.count.renders.Add(1)
 		writeBytes(w, http.StatusOK, typeJSON, d.debug(c))
 		return
 	}
@@ -134,44 +137,24 @@ func (s *Server) apiChat(w http.ResponseWriter, r *http.Request) {
 		writeBytes(w, http.StatusOK, typeJSON, d.bare("unload"))
 		return
 	}
-	if !s.capable(w, errs, m, &req, "chat") {
+	c := req.call(m.Model)
+	if !s.capable(w, errs, c, "chat", req.Think, req.Tools) {
 		return
 	}
-	c := req.call(m.Model)
 	if len(req.Messages) == 0 {
 		s.loadOnly(w, r, c, d)
 		return
 	}
-	c.text, c.images = render(req.Messages, req.Tools, s.contextLength(c))
+	if !c.constrain(w, errs, req.Format) {
+		return
+	}
+	s.render(c, s.template(c), req.Messages, req.Tools)
 	if req.Debug {
+		s.count.renders.Add(1)
 		writeBytes(w, http.StatusOK, typeJSON, d.debug(c))
 		return
 	}
 	s.generate(w, r, c, d)
-}
-
-// chatModelError is what the chat handler, and all /v1 routes built on it, say of a model.
-func chatModelError(err error, model string) (status int, text string) {
-	switch {
-	case err == nil:
-		return 0, ""
-	case errors.Is(err, errNoModel):
-		return http.StatusNotFound, fmt.Sprintf("model '%s' not found", model)
-	}
-	return http.StatusBadRequest, err.Error()
-}
-
-// capable answers 400 if the model cannot do what is asked.
-func (s *Server) capable(w http.ResponseWriter, errs failer, m heldModel, req *ollamaRequest, what string) bool {
-	if think := req.Think; think != nil && think != false {
-		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%q does not support thinking", req.Model))
-		return false
-	}
-	if m.Embedding {
-		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%q does not support %s", req.Model, what))
-		return false
-	}
-	return true
 }
 
 // loadOnly answers a request without a prompt: it loads the model.
@@ -196,31 +179,54 @@ type ollamaDialect struct {
 func (d *ollamaDialect) contentTypes() (stream, whole string) { return typeNDJSON, typeJSON }
 
 func (d *ollamaDialect) piece(b []byte, _, json string) []byte {
-	return append(d.open(b, json), "false}\n"...)
+	return append(d.open(b, json, "", nil), "false}\n"...)
 }
 
-// open writes a record as far as the value of done.
-func (d *ollamaDialect) open(b []byte, json string) []byte {
+func (d *ollamaDialect) thought(b []byte, _, json string) []byte {
+	return append(d.open(b, "", json, nil), "false}\n"...)
+}
+
+func (d *ollamaDialect) called(b []byte, c *toolCall) []byte {
+	return append(d.open(b, "", "", c), "false}\n"...)
+}
+
+// open writes a record as far as the value of done. Content and thinking are JSON.
+func (d *ollamaDialect) open(b []byte, content, thinking string, c *toolCall) []byte {
 	b = append(append(append(b, `{"model":"`...), d.model...), `","created_at":"`...)
 	b = time.Now().UTC().AppendFormat(b, time.RFC3339Nano)
 	if d.chat {
-		b = append(append(append(b, `","message":{"role":"assistant","content":"`...), json...), `"},"done":`...)
+		b = append(b, `","message":{"role":"assistant","content":"`...)
 	} else {
-		b = append(append(append(b, `","response":"`...), json...), `","done":`...)
+		b = append(b, `","response":"`...)
 	}
-	return b
+	b = append(append(b, content...), '"')
+	if thinking != "" {
+		b = append(append(append(b, `,"thinking":"`...), thinking...), '"')
+	}
+	if c != nil {
+		b = append(append(append(b, `,"tool_calls":[{"id":"`...), c.ID...), `","function":{"index":0,"name":"`...)
+		b = append(append(append(b, quoted(c.Name)...), `","arguments":`...), c.Arguments...)
+		b = append(b, "}}]"...)
+	}
+	if d.chat {
+		b = append(b, '}')
+	}
+	return append(b, `,"done":`...)
 }
 
 func (d *ollamaDialect) end(b []byte, r *result) []byte {
-	return append(d.close(d.open(b, ""), r), '\n')
+	return append(d.close(d.open(b, "", "", nil), r), '\n')
 }
 
-func (d *ollamaDialect) whole(b []byte, text string, r *result) []byte {
-	return d.close(d.open(b, quoted(text)), r)
+func (d *ollamaDialect) whole(b []byte, s said, r *result) []byte {
+	return d.close(d.open(b, quoted(s.content), quoted(s.thinking), s.call), r)
 }
 
 // close ends a record that is done; zero counts and durations are left out, as by Ollama.
 func (d *ollamaDialect) close(b []byte, r *result) []byte {
+	if r.reason == "" {
+		return append(b, "false}"...)
+	}
 	b = append(append(append(b, `true,"done_reason":"`...), r.reason...), '"')
 	for _, f := range [...]struct {
 		key string
@@ -242,12 +248,12 @@ func (d *ollamaDialect) close(b []byte, r *result) []byte {
 
 // bare is the answer to a request that only loads or unloads.
 func (d *ollamaDialect) bare(reason string) []byte {
-	return append(d.open(nil, ""), `true,"done_reason":"`+reason+`"}`...)
+	return append(d.open(nil, "", "", nil), `true,"done_reason":"`+reason+`"}`...)
 }
 
 // debug is the answer to _debug_render_only.
 func (d *ollamaDialect) debug(c *call) []byte {
-	head := bytes.Replace(d.open(nil, ""), []byte(`{"role":"assistant",`), []byte(`{"role":"",`), 1)
+	head := bytes.Replace(d.open(nil, "", "", nil), []byte(`{"role":"assistant",`), []byte(`{"role":"",`), 1)
 	b := append(head, `false,"_debug_info":{"rendered_template":"`+quoted(c.text)+`"`...)
 	if len(c.images) > 0 {
 		b = appendInt(b, `,"image_count":`, int64(len(c.images)))

@@ -35,25 +35,52 @@ type openaiRequest struct {
 	StreamOptions *struct {
 		IncludeUsage bool `json:"include_usage"`
 	} `json:"stream_options"`
-	MaxTokens *int            `json:"max_tokens"`
-	Stop      texts           `json:"stop"`
-	Tools     json.RawMessage `json:"tools"`
-	Debug     bool            `json:"_debug_render_only"`
-	Continue  bool            `json:"continue_final_message"` // vLLM; KindOpenAI only
+	MaxTokens   *int            `json:"max_tokens"`
+	Temperature *float64        `json:"temperature"`
+	Seed        *int64          `json:"seed"`
+	Stop        texts           `json:"stop"`
+	Tools       json.RawMessage `json:"tools"`
+	Reasoning   *struct {
+		Effort string `json:"effort"`
+	} `json:"reasoning"`
+	Effort string `json:"reasoning_effort"`
+	Format struct {
+		Type   string `json:"type"`
+		Schema struct {
+			Schema json.RawMessage `json:"schema"`
+		} `json:"json_schema"`
+	} `json:"response_format"`
+	Debug    bool `json:"_debug_render_only"`
+	Continue bool `json:"continue_final_message"` // vLLM; KindOpenAI only
 }
 
 type openaiMessage struct {
-	Role      string          `json:"role"`
-	Content   any             `json:"content"`
-	ToolCalls json.RawMessage `json:"tool_calls"`
+	Role      string     `json:"role"`
+	Content   any        `json:"content"`
+	Reasoning string     `json:"reasoning"`
+	ToolCalls []toolCall `json:"tool_calls"`
 }
 
 func (r *openaiRequest) call(m Model) *call {
-	c := &call{model: m, limit: -1, stop: r.Stop.sequences(), stream: r.Stream}
+	c := &call{
+		model: m, asked: r.Model, limit: -1, stop: r.Stop.sequences(), stream: r.Stream,
+		temperature: orDefault(r.Temperature, 1), seed: r.Seed,
+	}
 	if r.MaxTokens != nil {
 		c.limit = *r.MaxTokens
 	}
 	return c
+}
+
+// format returns what Ollama makes of response_format.
+func (r *openaiRequest) format() json.RawMessage {
+	switch strings.ToLower(strings.TrimSpace(r.Format.Type)) {
+	case "json_object":
+		return json.RawMessage(`"json"`)
+	case "json_schema":
+		return r.Format.Schema.Schema
+	}
+	return nil
 }
 
 func (r *openaiRequest) includeUsage() bool {
@@ -67,7 +94,7 @@ func (r *openaiRequest) messages() ([]message, error) {
 	for _, m := range r.Messages {
 		switch content := m.Content.(type) {
 		case string:
-			out = append(out, message{Role: m.Role, Content: content, ToolCalls: m.ToolCalls})
+			out = append(out, message{Role: m.Role, Content: content, Thinking: m.Reasoning, ToolCalls: m.ToolCalls})
 		case []any:
 			for _, p := range content {
 				part, ok := p.(map[string]any)
@@ -95,28 +122,18 @@ func (r *openaiRequest) messages() ([]message, error) {
 					return nil, invalid
 				}
 			}
+			if len(out) > 0 && len(m.ToolCalls) > 0 {
+				last := &out[len(out)-1]
+				last.ToolCalls, last.Thinking = m.ToolCalls, m.Reasoning
+			}
 		default:
 			if m.ToolCalls == nil {
 				return nil, fmt.Errorf("invalid message content type: %T", content)
 			}
-			out = append(out, message{Role: m.Role, ToolCalls: m.ToolCalls})
+			out = append(out, message{Role: m.Role, Thinking: m.Reasoning, ToolCalls: m.ToolCalls})
 		}
 	}
 	return out, nil
-}
-
-// chatModel finds the model of a /v1 route built on the chat handler, or answers.
-func (s *Server) chatModel(w http.ResponseWriter, errs failer, model, what string) (heldModel, bool) {
-	m, err := s.catalog.find(model)
-	status, text := chatModelError(err, model)
-	if status == 0 && m.Embedding {
-		status, text = http.StatusBadRequest, fmt.Sprintf("%q does not support %s", model, what)
-	}
-	if status != 0 {
-		errs.fail(w, status, text)
-		return m, false
-	}
-	return m, true
 }
 
 func (s *Server) v1Chat(w http.ResponseWriter, r *http.Request) {
@@ -134,18 +151,33 @@ func (s *Server) v1Chat(w http.ResponseWriter, r *http.Request) {
 		errs.fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	m, ok := s.chatModel(w, errs, req.Model, "chat")
+	level := req.Effort
+	if req.Reasoning != nil {
+		level = req.Reasoning.Effort
+	}
+	t, err := effort(level)
+	if err != nil {
+		errs.fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	m, ok := s.chatModel(w, errs, req.Model)
 	if !ok {
 		return
 	}
 	c := req.call(m.Model)
-	c.text, c.images = render(msgs, req.Tools, s.contextLength(c))
-	if req.Continue && s.cfg.Kind == KindOpenAI && msgs[len(msgs)-1].Role == "assistant" {
-		c.text = strings.TrimSuffix(c.text, "\n"+turnAssistant)
+	if !s.capable(w, errs, c, "chat", t, req.Tools) {
+		return
 	}
+	if !c.constrain(w, errs, req.format()) {
+		return
+	}
+	tmpl := s.template(c)
+	tmpl.prefill = tmpl.prefill || req.Continue && s.cfg.Kind == KindOpenAI
+	s.render(c, tmpl, msgs, req.Tools)
 	d := s.openaiDialect("chatcmpl-", &req)
 	d.chat = true
 	if req.Debug && s.cfg.Kind == KindOllama {
+		s.count.renders.Add(1)
 		d.debug(w, c)
 		return
 	}
@@ -166,21 +198,22 @@ func (s *Server) v1Completions(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		errs.fail(w, http.StatusNotFound, fmt.Sprintf("model '%s' not found", req.Model))
 		return
-	case m.Embedding:
-		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%q does not support generate", req.Model))
-		return
 	}
 	c := req.call(m.Model)
+	if !s.capable(w, errs, c, "generate", think{}, nil) {
+		return
+	}
 	switch {
 	case s.cfg.Kind == KindOpenAI:
-		c.text = req.Prompt
+		c.text, c.raw = req.Prompt, true
 	case req.Suffix != "":
 		c.text = "<|prefix|>" + req.Prompt + "<|suffix|>" + req.Suffix + turnAssistant
 	default:
-		c.text, _ = render([]message{{Role: "user", Content: req.Prompt}}, nil, s.contextLength(c))
+		s.render(c, s.template(c), []message{{Role: "user", Content: req.Prompt}}, nil)
 	}
 	d := s.openaiDialect("cmpl-", &req)
 	if req.Debug && s.cfg.Kind == KindOllama {
+		s.count.renders.Add(1)
 		d.debug(w, c)
 		return
 	}
@@ -192,110 +225,4 @@ func (s *Server) openaiDialect(prefix string, req *openaiRequest) *openaiDialect
 		id: fmt.Sprint(prefix, s.seq.Add(1)), model: quoted(req.Model),
 		usage: req.includeUsage(), created: time.Now().Unix(),
 	}
-}
-
-// openaiDialect writes the records of /v1/chat/completions and /v1/completions.
-type openaiDialect struct {
-	openaiErrors
-	id, model string // model is quoted
-	created   int64
-	chat      bool
-	usage     bool // asked for in streams
-	opened    bool // the chunk with the role went out
-}
-
-func (d *openaiDialect) contentTypes() (stream, whole string) { return typeSSE, typeBareJSON }
-
-func (d *openaiDialect) piece(b []byte, _, json string) []byte {
-	b = d.head(append(b, "data: "...), d.model, "chat.completion.chunk")
-	return append(d.chunk(b, json, "null"), "\n\n"...)
-}
-
-// head writes an object as far as its choices.
-func (d *openaiDialect) head(b []byte, model, chatObject string) []byte {
-	b = append(append(append(b, `{"id":"`...), d.id...), `","object":"`...)
-	if d.chat {
-		b = append(b, chatObject...)
-	} else {
-		b = append(b, "text_completion"...)
-	}
-	b = appendInt(b, `","created":`, d.created)
-	return append(append(append(b, `,"model":"`...), model...), `","system_fingerprint":"fp_ollama","choices":[`...)
-}
-
-// chunk writes one choice and closes the object; reason is JSON.
-func (d *openaiDialect) chunk(b []byte, json, reason string) []byte {
-	switch {
-	case !d.chat:
-		b = append(append(append(b, `{"text":"`...), json...), `","index":0`...)
-	case reason != "null":
-		b = append(b, `{"index":0,"delta":{}`...)
-	case d.opened:
-		b = append(append(append(b, `{"index":0,"delta":{"content":"`...), json...), `"}`...)
-	default:
-		d.opened = true
-		b = append(append(append(b, `{"index":0,"delta":{"role":"assistant","content":"`...), json...), `"}`...)
-	}
-	b = append(append(append(b, `,"finish_reason":`...), reason...), `}]`...)
-	if d.usage && !d.chat {
-		b = append(b, `,"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}`...)
-	}
-	return append(b, '}')
-}
-
-func (d *openaiDialect) end(b []byte, r *result) []byte {
-	if d.chat && !d.opened {
-		b = d.piece(b, "", "")
-	}
-	b = d.head(append(b, "data: "...), d.model, "chat.completion.chunk")
-	b = append(d.chunk(b, "", `"`+r.reason+`"`), "\n\n"...)
-	if d.usage {
-		b = d.head(append(b, "data: "...), d.model, "chat.completion.chunk")
-		b = append(d.counts(append(b, ']'), r), "}\n\n"...)
-	}
-	return append(b, "data: [DONE]\n\n"...)
-}
-
-func (d *openaiDialect) counts(b []byte, r *result) []byte {
-	b = appendInt(b, `,"usage":{"prompt_tokens":`, int64(r.promptTokens))
-	b = appendInt(b, `,"completion_tokens":`, int64(r.tokens))
-	return append(appendInt(b, `,"total_tokens":`, int64(r.promptTokens+r.tokens)), '}')
-}
-
-func (d *openaiDialect) whole(b []byte, text string, r *result) []byte {
-	b = d.head(b, d.model, "chat.completion")
-	if d.chat {
-		b = append(append(append(b, `{"index":0,"message":{"role":"assistant","content":"`...), quoted(text)...), `"},"finish_reason":"`...)
-	} else {
-		b = append(append(append(b, `{"text":"`...), quoted(text)...), `","index":0,"finish_reason":"`...)
-	}
-	b = append(append(b, r.reason...), `"}]`...)
-	return append(d.counts(b, r), "}\n"...)
-}
-
-// died is the empty chunk without a model that Ollama sends; the stream then ends without [DONE].
-func (d *openaiDialect) died(b []byte) []byte {
-	d.opened = true
-	b = d.head(append(b, "data: "...), "", "chat.completion.chunk")
-	return append(d.chunk(b, "", "null"), "\n\n"...)
-}
-
-// debug answers _debug_render_only. As in Ollama 0.33, only a whole chat completion carries the
-// rendering: a completion and a stream have no field for it.
-func (d *openaiDialect) debug(w http.ResponseWriter, c *call) {
-	if c.stream {
-		writeBytes(w, http.StatusOK, typeSSE, d.piece(nil, "", ""))
-		return
-	}
-	if !d.chat {
-		b := append(d.head(nil, d.model, ""), `{"text":"","index":0,"finish_reason":null}]`...)
-		writeBytes(w, http.StatusOK, typeBareJSON, append(d.counts(b, &result{}), "}\n"...))
-		return
-	}
-	b := append(d.head(nil, d.model, "chat.completion"), `{"index":0,"message":{"role":"","content":""},"finish_reason":null}]`...)
-	b = append(d.counts(b, &result{}), `,"_debug_info":{"rendered_template":"`+quoted(c.text)+`"`...)
-	if len(c.images) > 0 {
-		b = appendInt(b, `,"image_count":`, int64(len(c.images)))
-	}
-	writeBytes(w, http.StatusOK, typeBareJSON, append(b, "}}\n"...))
 }

@@ -1,27 +1,35 @@
 // Package enginetest is a fast fake inference engine for tests and load: it speaks Ollama's API
-// and the OpenAI dialects that Ollama 0.33 serves, without a model, a disk or a process.
+// and the OpenAI dialects that Ollama 0.33 serves, without a model, a process or, unless Config.Folder is set, a disk.
 //
 // It is for everything that needs an engine but not its intelligence: gateways, schedulers,
-// supervisors and load generators. It does not check sampling options, call tools, think, follow
-// a grammar or decompress bodies, and its words mean nothing.
+// supervisors and load generators. It does not check options, follow a schema or
+// decompress bodies, and its words mean nothing.
+//
+// Two words in a prompt make the models do what some do: CALL (see Model.Tools) calls a tool, and
+// with REPEAT all pieces are the same, until Ollama's guard ends the answer without a terminal record.
 //
 // Invariants:
 //
-//   - An answer is a pure function of the whole prompt, the model's digest and Config.Seed: each
+//   - An answer is a pure function of the whole prompt, the model's digest, Config.Seed and, if
+//     Config.Sampling, the request's seed or what is drawn instead of it once a request: each
 //     next piece is chosen by a hash of all text before it. So a raw prompt extended by the first
 //     k pieces of its answer is continued with exactly the remaining ones, on any server with the
 //     same model, and a prompt that differs in one byte is not.
+//     This holds for thinking, tags included, and for calls of tools.
 //   - One piece is one token: tokens(prompt + delivered) = tokens(prompt) + pieces delivered.
+//   - A request renders to the same prompt in whatever dialect it comes.
 //   - At most Config.Slots generations run at once; the others wait in order of arrival.
 //   - Everything lives in its Server and all time comes from package time, so that any number of
-//     servers fit into one process and into a synctest bubble. No goroutine is started.
+//     servers fit into one process and into a synctest bubble. No goroutine is started, but for the blobs of a pull or a
+//     push between a folder and a registry, and those end before their request.
 //
 // Start reading at Server.ServeHTTP, then Server.generate (one request for tokens, in whatever
-// dialect), textHash (the model) and slots (queue and prompt cache). Package fakeengine beside it
-// is the same as a command.
+// dialect), speech (the model), telling (its parser) and slots (queue and prompt cache); for models on a disk at folder, then
+// folder.pull and folder.push. Package fakeengine beside it is the same as a command.
 package enginetest
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -33,6 +41,7 @@ import (
 type Server struct {
 	cfg     Config
 	routes  map[string]methods
+	paths   map[string]*atomic.Int64 // how many requests each of routes had
 	slots   *slots
 	catalog *catalog
 	fault   atomic.Pointer[activeFault]
@@ -53,13 +62,19 @@ type methods map[string]route
 func New(cfg Config) *Server {
 	cfg = cfg.withDefaults()
 	s := &Server{cfg: cfg, slots: newSlots(cfg.Slots, cfg.Queue), catalog: newCatalog(cfg)}
-	s.routes = s.v1Routes()
-	if cfg.Kind == KindOllama {
-		for path, m := range s.ollamaRoutes() {
-			s.routes[path] = m
-		}
-	} else {
+	switch cfg.Kind {
+	case KindLlamaServer:
+		s.routes = s.llamaRoutes()
+	case KindOllama:
+		s.routes = s.v1Routes()
+		maps.Copy(s.routes, s.ollamaRoutes())
+	default:
+		s.routes = s.v1Routes()
 		s.routes["/health"] = methods{"GET": {serve: s.health}}
+	}
+	s.paths = map[string]*atomic.Int64{}
+	for path := range s.routes {
+		s.paths[path] = new(atomic.Int64)
 	}
 	return s
 }
@@ -86,7 +101,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
-	m, ok := s.find(r)
+	route := s.route(path)
+	m, ok := s.routes[route]
+	if s.cfg.Kind == KindLlamaServer {
+		w.Header()["Server"] = []string{"llama.cpp"}
+		w.Header()["Access-Control-Allow-Origin"] = []string{r.Header.Get("Origin")}
+		if m[r.Method].serve == nil {
+			notFound(w)
+			return
+		}
+	}
 	if !ok {
 		plain(w, http.StatusNotFound, "404 page not found")
 		return
@@ -101,10 +125,19 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		plain(w, http.StatusMethodNotAllowed, "405 method not allowed")
 		return
 	}
+	s.paths[route].Add(1)
 	if rt.inference {
 		s.count.requests.Add(1)
-	} else if f := s.fault.Load(); f != nil && f.Path != "" {
-		a := s.newAnswer(w, r, ollamaErrors{})
+	}
+	if s.busy(w, r, rt.inference) {
+		return
+	}
+	if rt.inference {
+		rt.serve(w, r)
+		return
+	}
+	if f := s.fault.Load(); f != nil && f.Path != "" {
+		a := s.newAnswer(w, r, s.errorsFor(path))
 		defer a.close()
 		if a.gate() != nil {
 			return
@@ -113,19 +146,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rt.serve(w, r)
 }
 
-// find returns the methods of the request's path; a path with a parameter is stored under its
-// prefix, with the trailing slash.
-func (s *Server) find(r *http.Request) (methods, bool) {
-	if m, ok := s.routes[r.URL.Path]; ok {
-		return m, true
+// route returns under which path of routes a path is stored: one with a parameter under its prefix,
+// with the trailing slash.
+func (s *Server) route(path string) string {
+	if _, ok := s.routes[path]; ok {
+		return path
 	}
 	for _, prefix := range [...]string{"/v1/models/", "/api/blobs/", "/api/user/keys/"} {
-		if rest, ok := strings.CutPrefix(r.URL.Path, prefix); ok && rest != "" {
-			m, ok := s.routes[prefix]
-			return m, ok
+		if rest, ok := strings.CutPrefix(path, prefix); ok && rest != "" {
+			return prefix
 		}
 	}
-	return nil, false
+	return ""
 }
 
 func (s *Server) v1Routes() map[string]methods {

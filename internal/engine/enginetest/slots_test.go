@@ -107,6 +107,29 @@ func TestTimesAreThoseOfTheConfig(t *testing.T) {
 	})
 }
 
+func TestAWaitForASlotIsPartOfTheWholeTimeOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, stop := start(t, Config{FirstToken: time.Second})
+		defer stop()
+		one := fmt.Sprintf(oneToken, "x")
+		first := make(chan struct{})
+		go func() {
+			defer close(first)
+			r.post("/api/generate", one)
+		}()
+		synctest.Wait()
+		second := parse[struct {
+			Load  time.Duration `json:"load_duration"`
+			Eval  time.Duration `json:"eval_duration"`
+			Total time.Duration `json:"total_duration"`
+		}](t, r.post("/api/generate", one))
+		<-first
+		if second.Total != 2*time.Second || second.Load != 0 || second.Eval != time.Second {
+			t.Errorf("a request that waited a second: %+v", second)
+		}
+	})
+}
+
 func TestPromptCachePrefillsOnlyWhatNoSlotHolds(t *testing.T) {
 	r, stop := start(t, Config{Slots: 2})
 	defer stop()

@@ -1,12 +1,10 @@
 package enginetest
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"net/http"
 	"slices"
 	"strings"
@@ -18,6 +16,8 @@ type manageRequest struct {
 	Model  string `json:"model"`
 	Name   string `json:"name"`
 	Stream *bool  `json:"stream"`
+
+	Insecure bool `json:"insecure"`
 
 	From       string            `json:"from"`
 	Files      map[string]string `json:"files"`
@@ -41,6 +41,9 @@ type refusal struct {
 }
 
 func (e *refusal) Error() string { return e.text }
+
+// errNothingToPull is Ollama's for a name that its registry does not know.
+var errNothingToPull error = &refusal{http.StatusInternalServerError, "pull model manifest: file does not exist"}
 
 // tell runs a job that reports progress, and passes it on: each record as it comes, or only the
 // last if stream is false.
@@ -89,12 +92,14 @@ func (s *Server) pull(w http.ResponseWriter, r *http.Request) {
 		if err := say(progress{Status: "pulling manifest"}); err != nil {
 			return err
 		}
-		m := Model{Name: wanted}
-		if s.catalog.pullable != nil {
-			var ok bool
-			if m, ok = s.catalog.pullable[s.catalog.key(wanted)]; !ok {
-				return &refusal{http.StatusInternalServerError, "pull model manifest: file does not exist"}
-			}
+		m, ok := s.catalog.pullable[s.catalog.key(wanted)]
+		switch {
+		case !ok && s.catalog.folder != nil:
+			return s.pullFiled(a.ctx, wanted, req.Insecure, say)
+		case !ok && s.catalog.pullable != nil:
+			return errNothingToPull
+		case !ok:
+			m = Model{Name: wanted}
 		}
 		m = m.withDefaults(s.cfg.Kind)
 		const parts = 8
@@ -129,8 +134,11 @@ func (s *Server) push(w http.ResponseWriter, r *http.Request) {
 		ollamaErrors{}.fail(w, http.StatusBadRequest, errNoName.Error())
 		return
 	}
-	s.tell(w, r, req.Stream, func(_ *answer, say func(progress) error) error {
+	s.tell(w, r, req.Stream, func(a *answer, say func(progress) error) error {
 		if err := say(progress{Status: "retrieving manifest"}); err != nil {
+			return err
+		}
+		if is, err := s.pushFiled(a.ctx, wanted, req.Insecure, say); is {
 			return err
 		}
 		m, err := s.catalog.find(wanted)
@@ -166,7 +174,10 @@ func (s *Server) create(w http.ResponseWriter, r *http.Request) {
 		ollamaErrors{}.fail(w, http.StatusBadRequest, errBadName.Error())
 		return
 	}
-	s.tell(w, r, req.Stream, func(_ *answer, say func(progress) error) error {
+	s.tell(w, r, req.Stream, func(a *answer, say func(progress) error) error {
+		if is, err := s.createFiled(a.ctx, wanted, &req, say); is {
+			return err
+		}
 		made, err := s.made(&req)
 		if err != nil {
 			return err
@@ -187,7 +198,7 @@ func (s *Server) made(req *manageRequest) (Model, error) {
 	if req.From != "" {
 		m, err := s.catalog.find(req.From)
 		if err != nil {
-			return Model{}, &refusal{http.StatusInternalServerError, "pull model manifest: file does not exist"}
+			return Model{}, errNothingToPull
 		}
 		if changes != "\x00\x00" {
 			m.Digest = hexDigest(m.Digest + changes)
@@ -202,7 +213,7 @@ func (s *Server) made(req *manageRequest) (Model, error) {
 	for _, d := range req.Files {
 		size, ok := s.catalog.blob(d)
 		if !ok {
-			return m, &refusal{http.StatusInternalServerError, fmt.Sprintf("open blobs/%s: no such file or directory", strings.Replace(d, ":", "-", 1))}
+			return m, &refusal{http.StatusInternalServerError, missingBlob(d)}
 		}
 		m.Size += size
 		digests = append(digests, d)
@@ -221,6 +232,18 @@ func (s *Server) copyModel(w http.ResponseWriter, r *http.Request) {
 	for _, n := range [...]struct{ what, name string }{{"source", req.Source}, {"destination", req.Destination}} {
 		if !parseName(n.name).valid() {
 			errs.fail(w, http.StatusBadRequest, fmt.Sprintf("%s %q is invalid", n.what, n.name))
+			return
+		}
+	}
+	if f := s.catalog.folder; f != nil {
+		err := f.copy(req.Source, req.Destination)
+		if err == nil {
+			s.catalog.forget(req.Destination)
+			w.WriteHeader(http.StatusOK)
+			return
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			errs.fail(w, http.StatusInternalServerError, err.Error())
 			return
 		}
 	}
@@ -246,66 +269,15 @@ func (s *Server) deleteModel(w http.ResponseWriter, r *http.Request) {
 		errs.fail(w, http.StatusBadRequest, errNoName.Error())
 	case !parseName(wanted).valid():
 		errs.fail(w, http.StatusBadRequest, fmt.Sprintf("name %q is invalid", wanted))
-	case !s.catalog.remove(wanted):
-		errs.fail(w, http.StatusNotFound, fmt.Sprintf("model '%s' not found", wanted))
 	default:
-		w.WriteHeader(http.StatusOK)
+		held, err := s.catalog.remove(wanted)
+		switch {
+		case err != nil:
+			errs.fail(w, http.StatusInternalServerError, err.Error())
+		case !held:
+			errs.fail(w, http.StatusNotFound, fmt.Sprintf("model '%s' not found", wanted))
+		default:
+			w.WriteHeader(http.StatusOK)
+		}
 	}
-}
-
-// blob returns the size of an uploaded blob.
-func (c *catalog) blob(digest string) (size int64, ok bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	size, ok = c.blobs[digest]
-	return size, ok
-}
-
-// blobDigest takes the digest from the path, or answers.
-func blobDigest(w http.ResponseWriter, r *http.Request) (string, bool) {
-	digest := strings.TrimPrefix(r.URL.Path, "/api/blobs/")
-	sum, ok := strings.CutPrefix(strings.Replace(digest, "-", ":", 1), "sha256:")
-	if raw, err := hex.DecodeString(sum); !ok || err != nil || len(raw) != sha256.Size {
-		ollamaErrors{}.fail(w, http.StatusBadRequest, "invalid digest format")
-		return "", false
-	}
-	return "sha256:" + strings.ToLower(sum), true
-}
-
-func (s *Server) headBlob(w http.ResponseWriter, r *http.Request) {
-	digest, ok := blobDigest(w, r)
-	if !ok {
-		return
-	}
-	if _, ok := s.catalog.blob(digest); !ok {
-		ollamaErrors{}.fail(w, http.StatusNotFound, fmt.Sprintf("blob %q not found", digest))
-		return
-	}
-	w.WriteHeader(http.StatusOK)
-}
-
-// createBlob verifies and counts the bytes of a blob; it keeps only the digest and the length.
-func (s *Server) createBlob(w http.ResponseWriter, r *http.Request) {
-	digest, ok := blobDigest(w, r)
-	if !ok {
-		return
-	}
-	if _, ok := s.catalog.blob(digest); ok {
-		w.WriteHeader(http.StatusOK)
-		return
-	}
-	h := sha256.New()
-	n, err := io.Copy(h, r.Body)
-	if err != nil {
-		ollamaErrors{}.fail(w, http.StatusInternalServerError, err.Error())
-		return
-	}
-	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); got != digest {
-		ollamaErrors{}.fail(w, http.StatusBadRequest, fmt.Sprintf("digest mismatch, expected %q, got %q", digest, got))
-		return
-	}
-	s.catalog.mu.Lock()
-	s.catalog.blobs[digest] = n
-	s.catalog.mu.Unlock()
-	w.WriteHeader(http.StatusCreated)
 }

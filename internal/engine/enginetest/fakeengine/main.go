@@ -1,7 +1,9 @@
-// Command fakeengine is package enginetest as a process: a fake Ollama or OpenAI server on a port,
-// and a stand-in for the ollama binary under a supervisor. It keeps nothing on disk.
+// Command fakeengine is package enginetest as a process: a fake Ollama, llama-server or OpenAI server
+// on a port, and a stand-in for the ollama binary under a supervisor. It keeps nothing on disk but in -folder.
 //
 //	fakeengine -listen 127.0.0.1:0 -model llama3 -model embed,embedding -slots 4 -token-gap 10ms
+//	fakeengine -folder models pulls, pushes and keeps models there as Ollama does
+//	fakeengine -kind llama-server -model qwen,thinking,tools
 //	fakeengine serve          as `ollama serve`: address from OLLAMA_HOST, settings from OLLAMA_*,
 //	                          flags from FAKEENGINE_ARGS, models from FAKEENGINE_MODELS
 //	fakeengine --version      as `ollama --version`

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ollamamax/ollamamax/internal/engine/enginetest"
 )
 
 // asCommand makes the test's own binary behave as fakeengine.
@@ -176,6 +178,19 @@ func TestRefusedConnectionsComeBackThroughTheControlListener(t *testing.T) {
 	}
 }
 
+func TestModelsOfAFolderAreServed(t *testing.T) {
+	dir := t.TempDir()
+	digest, err := enginetest.WriteModel(dir, "filed", 1000, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	_, out := launch(t, nil, "-listen", "127.0.0.1:0", "-folder", ".")
+	if got := get(t, "http://"+word(t, out, "listening on ")+"/api/tags"); !strings.Contains(got, `"filed:latest"`) || !strings.Contains(got, digest) {
+		t.Errorf("tags %s, want the digest %s", got, digest)
+	}
+}
+
 func TestOllamaHostIsReadAsOllamaReadsIt(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "127.0.0.1:11434", "0.0.0.0": "0.0.0.0:11434", ":5000": ":5000", "localhost:1": "localhost:1",
@@ -192,5 +207,25 @@ func TestAWrongCommandLineIsAUsageError(t *testing.T) {
 		if _, err := parse(args, func(string) string { return "" }); err == nil {
 			t.Errorf("%q was accepted", args)
 		}
+	}
+}
+
+func TestTheCommandLineSaysWhatModelsCanDo(t *testing.T) {
+	opts, err := parse([]string{
+		"-kind", "llama-server", "-sampling", "-closes-assistant", "-think-length", "3",
+		"-model", "qwen,thinking,tools,vision,bos,size=7", "-model", "llama",
+	}, func(string) string { return "" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := opts.config
+	if c.Kind != enginetest.KindLlamaServer || !c.Sampling || !c.ClosesAssistant || c.ThinkLength != 3 {
+		t.Errorf("%+v", c)
+	}
+	if want := (enginetest.Model{Name: "qwen", Size: 7, Thinking: true, Tools: true, Vision: true, BOS: true}); c.Models[0] != want {
+		t.Errorf("%+v, want %+v", c.Models[0], want)
+	}
+	if want := (enginetest.Model{Name: "llama"}); c.Models[1] != want {
+		t.Errorf("%+v, want %+v", c.Models[1], want)
 	}
 }
