@@ -11,67 +11,134 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/gateway/record"
 )
 
 // attempts sends the request to one node after the other, each at most once, until one answers.
-// When nobody else is left, the last answer stands, whatever it is.
+// When nobody else is left, the last answer stands, whatever it is. Of an alias's models the next is
+// tried when no node is left for one.
 func (g *Gateway) attempts(x *exchange, req *request) {
-	ctx := x.r.Context()
-	x.model = req.Model
-	g.budget.earn()
-	var tried []cluster.NodeID
-	retried := false // after an answer of 5xx: once, so that an overload does not feed itself
-	node, release := g.deps.Pick(req.Request, tried)
-	if node == nil {
-		g.fail(x, nobody(g.deps.View(), req))
+	chain := g.deps.Resolve(req.Model)
+	if len(chain) == 0 || req.route.changes { // an alias is to be asked, not to be deleted or pushed
+		x.called(req.Model)
+		if err := g.attemptsFor(x, req); err != nil {
+			g.fail(x, err)
+		}
 		return
 	}
+	var err error
+	for _, model := range chain {
+		named := req.named(model)
+		x.called(model)
+		if err = g.attemptsFor(x, named); err == nil || x.ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
+		g.fail(x, err)
+	}
+}
+
+// attemptsFor is attempts for one model. An error means that nothing has reached the client.
+func (g *Gateway) attemptsFor(x *exchange, req *request) error {
+	g.budget.earn()
+	lease, err := g.acquire(x, req, nil)
+	if err != nil {
+		return g.noLease(x, req, err)
+	}
+	var tried []cluster.NodeID
+	retried := false // after an answer of 5xx or none in time: once, so that an overload does not feed itself
 	for {
+		node := lease.Node
 		tried = append(tried, node.ID)
 		x.attempts++
-		a, err := g.attempt(ctx, x, req, node)
-		if ctx.Err() != nil {
+		x.progress.node.Store(&node.Name)
+		a, err := g.hedged(x, req, lease, &tried)
+		if over := ended(x.ctx); over != nil {
 			a.close()
-			release()
-			g.metrics.attempts.WithLabelValues("abandoned").Inc()
-			g.fail(x, ctx.Err())
-			return
+			g.metrics.abandoned.Inc()
+			return over
 		}
-		var next *cluster.Node
-		var releaseNext func()
+		var next *cluster.Lease
 		if again, why := mayTryNext(req, a, err, retried); again {
-			next, releaseNext = g.deps.Pick(req.Request, tried)
-			if next != nil && overloaded(a) {
-				retried = true
-				if !g.budget.spend() {
-					releaseNext()
-					next = nil
-				}
-			}
-			if next != nil {
+			if next, retried = g.next(x, req, a, err, tried, retried); next != nil {
 				err = why
 			}
 		}
 		if next == nil && err == nil {
-			g.metrics.attempts.WithLabelValues("answered").Inc()
-			defer release()
+			g.metrics.answered.Inc()
 			g.deliver(x, req, a)
-			return
+			return nil
 		}
 		a.close()
-		release()
-		g.metrics.attempts.WithLabelValues("failed").Inc()
-		if next == nil {
-			g.fail(x, noneLeft(err, node, len(tried)))
-			return
+		g.metrics.failed.Inc()
+		if over := ended(x.ctx); over != nil { // while it waited for another
+			if next != nil {
+				next.Done(cluster.Outcome{})
+			}
+			return over
 		}
-		g.deps.Log.Info("trying the next node", "id", x.id, "failed", node.Name, "why", err, "next", next.Name)
-		node, release = next, releaseNext
+		if next == nil {
+			return noneLeft(err, node, len(tried))
+		}
+		g.deps.Log.Info("trying the next node", "id", x.id, "failed", node.Name, "why", err, "next", next.Node.Name)
+		lease = next
 	}
+}
+
+// ended returns why a context has ended, nil if it has not. A dial may know of a deadline before the
+// context does; and a server whose reading ends by it takes that for the client's leaving.
+func ended(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if at, limited := ctx.Deadline(); limited && (cause == nil || errors.Is(cause, context.Canceled)) && !time.Now().Before(at) {
+		return context.DeadlineExceeded
+	}
+	return cause
+}
+
+// acquire lends a slot, and says to those who look at it from outside that the request waits for it.
+func (g *Gateway) acquire(x *exchange, req *request, tried []cluster.NodeID) (*cluster.Lease, error) {
+	x.progress.waiting.Store(req.Infers)
+	defer x.progress.waiting.Store(false)
+	return g.deps.Acquire(x.ctx, &req.Request, tried)
+}
+
+// next lends the slot for another attempt; nil if there is to be none. After a node that did nothing
+// the request waits for one again, before those who have not yet had their turn; after one that is
+// overloaded it is tried only where there is room, and within the budget.
+func (g *Gateway) next(x *exchange, req *request, a *answer, err error, tried []cluster.NodeID, retried bool) (*cluster.Lease, bool) {
+	if !overloaded(a) && !errors.Is(err, errFrozen) {
+		req.Again = true
+		lease, err := g.acquire(x, req, tried)
+		if err != nil { // nobody is left, or none has room in time: what the last one said stands
+			return nil, retried
+		}
+		return lease, retried
+	}
+	lease := g.deps.Try(&req.Request, tried)
+	if lease == nil {
+		return nil, true
+	}
+	if !g.budget.spend() {
+		lease.Done(cluster.Outcome{})
+		return nil, true
+	}
+	return lease, true
+}
+
+// noLease says why no node is asked.
+func (g *Gateway) noLease(x *exchange, req *request, err error) error {
+	var full *cluster.NoRoomError
+	switch {
+	case errors.Is(err, cluster.ErrNobody):
+		return nobody(g.deps.View(), req)
+	case errors.As(err, &full):
+		return &refusal{status: http.StatusServiceUnavailable, message: full.Why, retryAfter: full.RetryAfter}
+	}
+	return context.Cause(x.ctx)
 }
 
 // mayTryNext tells whether another node may be asked, and why this one did not do: one that did
@@ -82,12 +149,15 @@ func mayTryNext(req *request, a *answer, err error, retried bool) (bool, error) 
 	}
 	repeatable := !req.route.changes && req.upload == nil
 	if err != nil {
+		if errors.Is(err, errFrozen) {
+			return repeatable && !retried, err
+		}
 		return repeatable || neverSent(err) || errors.As(err, new(refusedError)), err
 	}
 	status := a.resp.StatusCode
 	switch {
 	case status == http.StatusNotFound && repeatable && req.Model != "":
-		_, held := a.node.Model(cluster.CanonicalModel(req.Model))
+		_, held := a.node.Model(req.Key())
 		return held, errors.New("does not hold the model any more")
 	case overloaded(a) && repeatable && !retried:
 		return true, fmt.Errorf("answered %d", status)
@@ -159,117 +229,69 @@ func noneLeft(err error, node *cluster.Node, tried int) error {
 	return &refusal{status: http.StatusBadGateway, message: fmt.Sprintf("all %d nodes that can serve this failed; the last, %s: %v", tried, node.Name, err)}
 }
 
-// answer is what one node answers, read as far as its first piece.
-type answer struct {
-	node   *cluster.Node
-	resp   *http.Response
-	buf    *[]byte
-	n      int   // bytes of buf
-	err    error // io.EOF: the n bytes are all
-	cancel context.CancelFunc
-}
-
-func (a *answer) close() {
-	if a == nil {
-		return
-	}
-	a.cancel() // stops the engine's work
-	_ = a.resp.Body.Close()
-	buffers.Put(a.buf)
-}
-
-// refusedHeader is how a node tells the gateway that asked it that it did nothing, and why.
-const refusedHeader = "X-Ollamamax-Refused"
-
-// refusedError is why a node did nothing.
-type refusedError string
-
-func (e refusedError) Error() string { return string(e) }
-
-// attempt has one node serve the request and reads the first piece of its answer. An error means
-// that there is no answer.
-func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, node *cluster.Node) (*answer, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	resp, err := g.send(node, g.outgoing(ctx, x, req))
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	a := &answer{node: node, resp: resp, buf: buffers.Get().(*[]byte), cancel: cancel}
-	a.n, a.err = firstPiece(resp.Body, *a.buf, req.stream)
-	if why := resp.Header.Get(refusedHeader); why != "" {
-		a.close()
-		return nil, refusedError(why)
-	}
-	if a.err != nil && a.err != io.EOF {
-		a.close()
-		return nil, fmt.Errorf("read answer: %w", a.err)
-	}
-	return a, nil
-}
-
-// send carries a request to the own engine, or through the mesh to a peer.
-func (g *Gateway) send(node *cluster.Node, r *http.Request) (*http.Response, error) {
-	if node.ID == g.deps.View().Self {
-		return g.deps.Engine.RoundTrip(r)
-	}
-	r.URL.Host = string(node.ID)
-	return g.deps.Peers.RoundTrip(r)
-}
-
-// deliver passes an answer on to the client. One that breaks off later aborts the client's
-// connection, so that it cannot be taken for whole.
+// deliver passes an answer on to the client.
 func (g *Gateway) deliver(x *exchange, req *request, a *answer) {
 	defer a.close()
 	x.node = a.node.Name
-	if a.err == io.EOF {
-		g.refresh(x.r.Context(), req, a.node)
+	if a.err == io.EOF && !a.follows {
+		g.refresh(x.ctx, req, a.node)
 	}
 	header := x.w.Header()
 	copyHeader(header, a.resp.Header)
-	header.Set("X-Ollamamax-Node", a.node.Name)
-	header.Set("X-Request-Id", x.id)
+	header["X-Ollamamax-Node"] = []string{a.node.Name}
+	header["X-Request-Id"] = []string{x.id}
+	if a.follows {
+		delete(header, "Content-Length") // a stream has what becomes of it
+	}
+	if req.folded && a.follows {
+		header["Content-Type"] = []string{wholeType(a)}
+		delete(header, "Cache-Control") // as streams have it
+		g.follow(x, req, a)
+		return
+	}
 	x.start(a.resp.StatusCode)
+	if a.follows {
+		g.follow(x, req, a)
+		return
+	}
+	a.figures(req)
 	g.copy(x, req, a)
 }
 
-// start sends the status; from here on no other node may answer.
+// wholeType is what an engine calls its body that is no stream.
+func wholeType(a *answer) string {
+	if kind := a.node.Engine.Kind; kind == cluster.LlamaServer || a.form == record.Generate || a.form == record.Chat {
+		return jsonType
+	}
+	return "application/json"
+}
+
+// start sends the status.
 func (x *exchange) start(status int) {
 	x.status, x.first = status, time.Now()
 	x.w.WriteHeader(status)
 }
 
-// copy passes the answer on as it comes.
+// copy passes on an answer that is no stream of records, as it comes. One that breaks off aborts the
+// client's connection, so that it cannot be taken for whole.
 func (g *Gateway) copy(x *exchange, req *request, a *answer) {
-	control := http.NewResponseController(x.w)
 	flush := a.resp.ContentLength < 0
-	buf, n, err := *a.buf, a.n, a.err
-	var armed time.Time
+	to := client{x: x, control: http.NewResponseController(x.w), timeout: g.cfg.Timeouts.Write}
 	for {
-		if n > 0 {
-			if now := time.Now(); now.Sub(armed) > time.Second {
-				_ = control.SetWriteDeadline(now.Add(g.cfg.Timeouts.Write)) // servers that cannot set deadlines have none
-				armed = now
-			}
-			written, werr := x.w.Write(buf[:n])
-			x.bytes += int64(written)
-			if werr != nil {
-				return // the client is gone: nobody's fault
-			}
-			if flush && err == nil && control.Flush() != nil {
-				return
-			}
+		if a.n > 0 && to.write((*a.buf)[:a.n], flush && a.err == nil) != nil {
+			a.outcome.Result = cluster.Abandoned
+			return // the client is gone: nobody's fault
 		}
-		if err == io.EOF {
+		if a.err == io.EOF {
 			return
 		}
-		if err != nil {
-			x.cut = x.r.Context().Err() == nil
+		if a.err != nil {
+			x.cut = x.ctx.Err() == nil
 			panic(http.ErrAbortHandler)
 		}
-		n, err = a.resp.Body.Read(buf)
-		if err == io.EOF {
-			g.refresh(x.r.Context(), req, a.node)
+		a.n, a.err = a.resp.Body.Read(*a.buf)
+		if a.err == io.EOF {
+			g.refresh(x.ctx, req, a.node)
 		}
 	}
 }
@@ -277,38 +299,31 @@ func (g *Gateway) copy(x *exchange, req *request, a *answer) {
 // refresh reads anew what the engine holds, if this request changed it, before the client sees the
 // end of the answer, so that it finds what it changed: a model made or deleted, loaded or unloaded.
 func (g *Gateway) refresh(ctx context.Context, req *request, node *cluster.Node) {
-	_, loaded := node.LoadedModel(cluster.CanonicalModel(req.Model))
+	_, loaded := node.LoadedModel(req.Key())
 	if req.route.changes || req.unload || req.route.infers && !loaded {
 		g.deps.Refresh(ctx, node)
+		g.made(ctx, req, node)
 	}
 }
-
-// firstPiece reads enough of an answer to be sure of it: of a stream the first bytes, of a short
-// answer all, so that another node can still answer if this one dies meanwhile.
-func firstPiece(body io.Reader, buf []byte, stream bool) (int, error) {
-	n := 0
-	for n < len(buf) {
-		m, err := body.Read(buf[n:])
-		n += m
-		if err != nil || stream && n > 0 {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// buffers holds pieces of answers: 32 KiB, as net/http's own.
-var buffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
 
 // outgoing builds the request for one attempt.
 func (g *Gateway) outgoing(ctx context.Context, x *exchange, req *request) *http.Request {
 	u := &url.URL{Scheme: "http", Host: "node", Path: x.r.URL.Path, RawPath: x.r.URL.RawPath, RawQuery: x.r.URL.RawQuery}
+	if req.derived {
+		u = &url.URL{Scheme: "http", Host: "node", Path: req.Path}
+	}
 	out := (&http.Request{
 		Method: x.r.Method, URL: u, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: make(http.Header, len(x.r.Header)),
 	}).WithContext(ctx)
 	copyHeader(out.Header, x.r.Header)
-	out.Header.Set("X-Request-Id", x.id)
+	out.Header["X-Request-Id"] = []string{x.id}
+	if req.plain || req.derived {
+		delete(out.Header, "Content-Encoding")
+	}
+	if req.Infers {
+		delete(out.Header, "Accept-Encoding") // its records are read
+	}
 	switch {
 	case req.upload != nil:
 		out.Body, out.ContentLength = req.upload.attempt(), x.r.ContentLength
@@ -356,13 +371,19 @@ func (g *Gateway) fail(x *exchange, err error) {
 	switch {
 	case errors.As(err, &refused):
 		status, inner = refused.status, refused.inner
+	case errors.Is(err, errCancelled):
+		status = http.StatusServiceUnavailable
 	case errors.Is(err, context.DeadlineExceeded):
 		status, message = http.StatusGatewayTimeout, "the request's deadline passed before an answer began"
 	case errors.Is(err, context.Canceled):
 		return // the client is gone: there is nobody to tell
 	}
 	if status == http.StatusServiceUnavailable {
-		x.w.Header().Set("Retry-After", "1")
+		after := time.Second
+		if refused != nil {
+			after = max(after, refused.retryAfter)
+		}
+		x.w.Header().Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
 	}
 	d := dialectOf(x.r.URL.Path)
 	body, contentType := d.body(status, message), jsonType

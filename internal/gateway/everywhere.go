@@ -80,7 +80,7 @@ func (g *Gateway) everywhere(x *exchange, req *request, concerns func(*cluster.N
 		return
 	}
 	first := outcomes[0].a
-	x.node = outcomes[0].node.Name
+	x.node, x.model = outcomes[0].node.Name, req.Model
 	copyHeader(x.w.Header(), first.resp.Header)
 	x.w.Header().Set("X-Ollamamax-Node", strings.Join(done, ","))
 	x.start(first.resp.StatusCode)
@@ -93,7 +93,7 @@ func (g *Gateway) one(x *exchange, req *request, n *cluster.Node) outcome {
 	if n.Condition == cluster.Dead {
 		return outcome{node: n, err: fmt.Errorf("the node is dead: %s", n.Why)}
 	}
-	a, err := g.attempt(x.r.Context(), x, req, n)
+	a, err := g.attempt(x.ctx, x, req, &cluster.Lease{Node: n, Done: func(cluster.Outcome) {}})
 	if err != nil {
 		return outcome{node: n, err: err}
 	}
@@ -101,7 +101,7 @@ func (g *Gateway) one(x *exchange, req *request, n *cluster.Node) outcome {
 		a.close()
 		return outcome{node: n, err: fmt.Errorf("the answer is longer than %d bytes", len(*a.buf))}
 	}
-	g.refresh(x.r.Context(), req, n)
+	g.refresh(x.ctx, req, n)
 	return outcome{node: n, a: a}
 }
 

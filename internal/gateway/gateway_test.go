@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +17,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // transport answers as a node would.
 type transport func(*http.Request) (*http.Response, error)
@@ -37,21 +41,34 @@ func respond(status int, body string, header ...string) *http.Response {
 // are picked in order. serve answers for a node.
 func testGateway(t *testing.T, serve func(node string, r *http.Request) (*http.Response, error)) http.Handler {
 	t.Helper()
-	var nodes []*cluster.Node
-	for _, id := range []cluster.NodeID{"a", "b", "c"} {
+	nodes := testNodes("a", "b", "c")
+	return gatewayOf(t, inOrder(nodes), nodes, serve)
+}
+
+// testNodes are nodes that hold the models m, which is loaded, and n.
+func testNodes(ids ...cluster.NodeID) (nodes []*cluster.Node) {
+	for _, id := range ids {
 		nodes = append(nodes, &cluster.Node{ID: id, Name: string(id), Condition: cluster.Alive, State: cluster.Active,
 			Engine: &cluster.Engine{Kind: cluster.Ollama, Condition: cluster.EngineReady, Version: "0.33.0"},
-			Models: []cluster.Model{{Name: "m", Digest: "1"}}, Loaded: []cluster.Loaded{{Name: "m"}}})
+			Models: []cluster.Model{{Name: "m", Digest: "1"}, {Name: "n", Digest: "2"}}, Loaded: []cluster.Loaded{{Name: "m"}}})
 	}
+	return nodes
+}
+
+// gatewayOf is a gateway of the node a.
+func gatewayOf(t *testing.T, s Scheduler, nodes []*cluster.Node, serve func(node string, r *http.Request) (*http.Response, error)) http.Handler {
+	t.Helper()
+	mux := http.NewServeMux()
+	newGateway(t, s, nodes, serve).Register(mux)
+	return mux
+}
+
+func newGateway(t testing.TB, s Scheduler, nodes []*cluster.Node, serve func(node string, r *http.Request) (*http.Response, error)) *Gateway {
+	t.Helper()
 	v := cluster.NewView("a", time.Time{}, nodes)
 	g, err := New(Default(), Deps{
 		Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), View: func() *cluster.View { return v },
-		Pick: func(_ cluster.Request, tried []cluster.NodeID) (*cluster.Node, func()) {
-			if len(tried) == len(nodes) {
-				return nil, nil
-			}
-			return nodes[len(tried)], func() {}
-		},
+		Scheduler: s, Waiting: func() map[string]int { return nil },
 		Engine:   transport(func(r *http.Request) (*http.Response, error) { return serve("a", r) }),
 		Peers:    transport(func(r *http.Request) (*http.Response, error) { return serve(r.URL.Host, r) }),
 		Refresh:  func(context.Context, *cluster.Node) {},
@@ -60,10 +77,30 @@ func testGateway(t *testing.T, serve func(node string, r *http.Request) (*http.R
 	if err != nil {
 		t.Fatal(err)
 	}
-	mux := http.NewServeMux()
-	g.Register(mux)
-	return mux
+	return g
 }
+
+// inOrder lends slots of nodes in their order, without end.
+type inOrder []*cluster.Node
+
+func (o inOrder) Acquire(_ context.Context, r *cluster.Request, tried []cluster.NodeID) (*cluster.Lease, error) {
+	if lease := o.Try(r, tried); lease != nil {
+		return lease, nil
+	}
+	return nil, cluster.ErrNobody
+}
+
+func (o inOrder) Try(_ *cluster.Request, tried []cluster.NodeID) *cluster.Lease {
+	for _, n := range o {
+		if !slices.Contains(tried, n.ID) {
+			return &cluster.Lease{Node: n, Stall: cluster.Stall{First: time.Minute, Floor: time.Second, Ceiling: time.Minute}, Done: func(cluster.Outcome) {}}
+		}
+	}
+	return nil
+}
+
+func (inOrder) Resolve(string) []string                          { return nil }
+func (inOrder) Explain(*cluster.Request) (e cluster.Explanation) { return e }
 
 func do(h http.Handler, method, path, body string, header ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
@@ -197,7 +234,7 @@ func TestWhatIsTakenFromABody(t *testing.T) {
 		`{"model":"a","stream":"no","other":[[[1]]]}`:    {Model: "a", Stream: true},
 		`{"model":"a"} and what Ollama does not look at`: {Model: "a", Stream: true},
 	} {
-		req := &request{route: &route{path: "/api/generate"}, stream: true}
+		req := &request{route: &route{path: "/api/generate"}, stream: true, Request: cluster.Request{Infers: true}}
 		if err := req.peek([]byte(body)); err != nil {
 			t.Errorf("%s: %v", body, err)
 		}
@@ -231,7 +268,7 @@ func TestACompressedBodyFindsItsModelAndGoesOnAsItCame(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	compressed := encoder.EncodeAll([]byte(`{"model":"m","messages":[{"role":"user"}]}`), nil)
+	compressed := encoder.EncodeAll([]byte(`{"model":"m","messages":[{"role":"user"}],"stream":true}`), nil)
 	h := testGateway(t, func(_ string, r *http.Request) (*http.Response, error) {
 		text, err := io.ReadAll(r.Body)
 		if err != nil || string(text) != string(compressed) || r.Header.Get("Content-Encoding") != "zstd" {
@@ -266,7 +303,7 @@ func TestAnAnswerThatBreaksOffDoesNotLookWhole(t *testing.T) {
 	})
 	server := httptest.NewServer(h)
 	defer server.Close()
-	resp, err := http.Post(server.URL+"/api/generate", "application/json", strings.NewReader(`{"model":"m"}`))
+	resp, err := http.Post(server.URL+"/api/pull", "application/json", strings.NewReader(`{"model":"m"}`))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,9 +13,12 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	first    *prometheus.HistogramVec
-	attempts *prometheus.CounterVec
-	cut      prometheus.Counter
-	peers    prometheus.Counter
+	// Attempts by result.
+	answered, failed, abandoned prometheus.Counter
+	resumes                     *prometheus.CounterVec
+	pause                       prometheus.Histogram
+	cut                         prometheus.Counter
+	peers                       prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -29,29 +32,49 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "ollamamax_request_duration_seconds", Help: "From a request's arrival to the end of its answer.", Buckets: buckets}, []string{"route"}),
 		first: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "ollamamax_first_byte_seconds", Help: "From a request's arrival to the first byte of its answer.", Buckets: buckets}, []string{"route"}),
-		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "ollamamax_attempts_total", Help: "Attempts to have a request served, by result."}, []string{"result"}),
+		resumes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ollamamax_resumes_total", Help: "Broken streams, by how they broke and how they went on: raw, template, prefill, replay, finish, or failed."}, []string{"broke", "method"}),
+		pause: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "ollamamax_resume_pause_seconds", Help: "From a stream's break to the first piece of its rest.", Buckets: buckets}),
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ollamamax_answers_cut_total", Help: "Answers that broke off after their first byte."}),
 		peers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ollamamax_peer_requests_total", Help: "Requests that this node's engine served for other nodes' gateways."}),
 	}
-	r.MustRegister(m.inFlight, m.requests, m.duration, m.first, m.attempts, m.cut, m.peers)
+	attempts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "ollamamax_attempts_total", Help: "Attempts to have a request served, by result."}, []string{"result"})
+	m.answered, m.failed, m.abandoned = attempts.WithLabelValues("answered"), attempts.WithLabelValues("failed"), attempts.WithLabelValues("abandoned")
+	r.MustRegister(m.inFlight, m.requests, m.duration, m.first, attempts, m.resumes, m.pause, m.cut, m.peers)
 	return m
 }
 
 // statusClientGone is counted for requests whose client left before a status was sent.
 const statusClientGone = 499
 
+// counts are one route's metrics, looked up once.
+type counts struct {
+	route           string
+	duration, first prometheus.Observer
+	ok              prometheus.Counter // of status 200
+}
+
+func (m *metrics) of(rt *route) *counts {
+	return &counts{route: rt.path, duration: m.duration.WithLabelValues(rt.path), first: m.first.WithLabelValues(rt.path),
+		ok: m.requests.WithLabelValues(rt.path, "200")}
+}
+
 func (m *metrics) observe(x *exchange, took time.Duration) {
-	status := x.status
-	if status == 0 {
-		status = statusClientGone
+	switch x.status {
+	case 200:
+		x.counts.ok.Inc()
+	case 0:
+		m.requests.WithLabelValues(x.counts.route, strconv.Itoa(statusClientGone)).Inc()
+	default:
+		m.requests.WithLabelValues(x.counts.route, strconv.Itoa(x.status)).Inc()
 	}
-	m.requests.WithLabelValues(x.route.path, strconv.Itoa(status)).Inc()
-	m.duration.WithLabelValues(x.route.path).Observe(took.Seconds())
+	x.counts.duration.Observe(took.Seconds())
 	if !x.first.IsZero() {
-		m.first.WithLabelValues(x.route.path).Observe(x.first.Sub(x.began).Seconds())
+		x.counts.first.Observe(x.first.Sub(x.began).Seconds())
 	}
 	if x.cut {
 		m.cut.Inc()

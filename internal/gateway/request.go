@@ -2,21 +2,28 @@ package gateway
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
+	"math/rand/v2"
 	"mime"
 	"mime/multipart"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/tidwall/gjson"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/gateway/record"
+	"github.com/ollamamax/ollamamax/internal/gateway/resume"
 )
 
 // maxDecompressed is how much of a compressed body is looked at; Ollama takes no more itself.
@@ -29,6 +36,8 @@ type refusal struct {
 	// inner marks what the handlers of /api refuse, which Ollama's /v1 routes write in another way
 	// than their own refusals.
 	inner bool
+	// retryAfter is when it may be worth to ask again; 0: a second.
+	retryAfter time.Duration
 }
 
 func (e *refusal) Error() string { return e.message }
@@ -39,33 +48,139 @@ func badRequest(message string) error {
 
 // request is a client's request whose body was read whole, with what was taken from it.
 type request struct {
-	cluster.Request
-	route  *route
-	body   []byte
-	stream bool    // the client wants the answer piece by piece
-	unload bool    // the client asks the engine to let go of the model after this
-	prompt bool    // there is something to answer
-	upload *upload // the body is not here but streams on from the client; nil for others
+	cluster.Request // what a choice of nodes needs to know
+	route           *route
+	body            []byte
+	stream          bool    // the client wants the answer piece by piece
+	unload          bool    // the client asks the engine to let go of the model after this
+	prompt          bool    // there is something to answer
+	upload          *upload // the body is not here but streams on from the client; nil for others
 
 	notObject             bool // JSON, but not an object: the engine says what it thinks of it
 	hasMessages, hasInput bool // what Ollama's /v1 routes ask for before they look at the model
+
+	text     []byte   // the body decompressed; the body itself if it was not compressed
+	modelAt  int      // where in text the model's name stands
+	modelLen int      // how long it is there, with its quotes; 0: nowhere
+	exact    bool     // what may be lost with a node can only be had by the same request again
+	parts    []string // of the body that the model reads, in the order in which it reads them
+	usage    bool     // the client wants counts in its stream (stream_options.include_usage)
+	plain    bool     // the body was compressed and is no longer
+	folded   bool     // streams from the engine, and goes to the client whole
+	derived  bool     // a request of our own to an engine, in the course of a client's
+	made     string   // the model that an engine is asked to create
+	local    bool     // another node's gateway asks, and looks after the answer itself
 }
 
-// readBody reads the body whole, within max bytes; each piece has the time timeout to come.
-func readBody(w http.ResponseWriter, r *http.Request, max int64, timeout time.Duration) ([]byte, error) {
+// named returns the request for another model than the one that the client wrote.
+func (req *request) named(model string) *request {
+	other := *req
+	other.Model, other.Canonical = model, cluster.CanonicalModel(model)
+	if req.modelLen > 0 {
+		other.body = slices.Concat(req.text[:req.modelAt], quote(model), req.text[req.modelAt+req.modelLen:])
+		other.text, other.plain = other.body, true
+	}
+	return &other
+}
+
+// foldable is the least number of tokens for which an answer that the client wants whole streams from
+// its engine: a shorter one is simply made again when its node breaks.
+const foldable = 32
+
+// prepare changes the body where an answer could not go on otherwise: it is given a seed if it must
+// be repeatable, and asked for as a stream if it is to be folded.
+func (g *Gateway) prepare(req *request) {
+	form, generates := record.FormOf(req.Path)
+	if !generates || g.cfg.Resume.Attempts == 0 || req.notObject {
+		return
+	}
+	if g.cfg.Resume.Seed {
+		facts := resume.Facts{Kind: cluster.Ollama}
+		if replicas := g.deps.View().Replicas(req.Model); len(replicas) > 0 && replicas[0].Node.Engine != nil {
+			facts = resume.Facts{Kind: replicas[0].Node.Engine.Kind, Thinks: replicas[0].Model.Thinks, Continues: resume.Continues(replicas[0].Model.V1)}
+		}
+		if (req.exact || facts.Thinks || facts.Kind == cluster.OpenAI) && resume.NeedsSeed(req.Path, req.text, facts) {
+			req.replace(resume.WithSeed(req.Path, req.text, int(rand.Int32())))
+		}
+	}
+	if req.stream || req.MaxTokens > 0 && req.MaxTokens <= foldable || !req.prompt && !req.hasInput || !g.folds(req.Model, form) {
+		return
+	}
+	if text, ok := resume.AsStream(req.Path, req.text); ok {
+		req.replace(text)
+		req.folded, req.stream, req.usage = true, true, true
+	}
+}
+
+// folds tells whether all nodes that may answer stream what record.Fold makes their own body of.
+func (g *Gateway) folds(model string, form record.Form) bool {
+	if form == record.Generate || form == record.Chat {
+		return true
+	}
+	chain := g.deps.Resolve(model)
+	if len(chain) == 0 {
+		chain = []string{model}
+	}
+	view := g.deps.View()
+	for _, name := range chain {
+		for _, r := range view.Replicas(name) {
+			switch e := r.Node.Engine; {
+			case e == nil || e.Kind == cluster.Ollama:
+			case form == record.Messages || form == record.Responses,
+				e.Kind == cluster.OpenAI && !resume.Continues(r.Model.V1): // nobody knows how it streams
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// replace gives the request another body, with the same keys in the same order.
+func (req *request) replace(text []byte) {
+	req.body, req.text, req.plain = text, text, true
+	model := false
+	gjson.ParseBytes(text).ForEach(func(key, value gjson.Result) bool {
+		switch strings.ToLower(key.Str) {
+		case "model":
+			req.modelAt, model = value.Index, true
+		case "name":
+			if !model {
+				req.modelAt = value.Index
+			}
+		}
+		return true
+	})
+}
+
+// quote returns a string as JSON.
+func quote(s string) []byte {
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // a string always marshals
+	}
+	return b
+}
+
+// readBody reads the body whole, within max bytes; each piece has the time timeout to come, as long as
+// the exchange lasts.
+func readBody(x *exchange, max int64, timeout time.Duration) ([]byte, error) {
+	r := x.r
 	if r.ContentLength > max {
 		return nil, tooLarge(max)
 	}
 	if r.ContentLength == 0 {
 		return nil, nil
 	}
-	control := http.NewResponseController(w)
-	reader := &impatientReader{r: io.LimitReader(r.Body, max+1), control: control, timeout: timeout}
+	reader := io.LimitReader(newImpatientReader(x, timeout), max+1)
+	defer x.progress.reading.Store(nil)
 	var buf bytes.Buffer
 	if r.ContentLength > 0 {
 		buf.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead) // a claimed length is not yet memory
 	}
 	if _, err := buf.ReadFrom(reader); err != nil {
+		if over := ended(x.ctx); over != nil && !errors.Is(over, context.Canceled) { // else the client is gone
+			return nil, over
+		}
 		return nil, badRequest("read request body: " + err.Error())
 	}
 	if int64(buf.Len()) > max {
@@ -78,52 +193,80 @@ func tooLarge(max int64) error {
 	return &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("request body is larger than %d bytes: send less, or raise gateway.max_body_bytes on this node", max)}
 }
 
-// impatientReader gives every piece of a body its own time to arrive.
+// impatientReader gives every piece of an exchange's body its own time to arrive, and none after the
+// exchange's end.
 type impatientReader struct {
-	r       io.Reader
+	x       *exchange
 	control *http.ResponseController
 	timeout time.Duration
+	armed   time.Time // the server has given the first piece its time
+}
+
+func newImpatientReader(x *exchange, timeout time.Duration) *impatientReader {
+	control := http.NewResponseController(x.w)
+	x.progress.reading.Store(control) // Cancel ends a Read that waits
+	return &impatientReader{x: x, control: control, timeout: timeout}
 }
 
 func (i *impatientReader) Read(p []byte) (int, error) {
-	_ = i.control.SetReadDeadline(time.Now().Add(i.timeout)) // servers that cannot set deadlines have none
-	n, err := i.r.Read(p)
-	if err != nil {
+	over, limited := i.x.ctx.Deadline()
+	switch now := time.Now(); {
+	case i.armed.IsZero():
+		i.armed = now
+		if limited {
+			i.arm(now, over)
+		}
+	case now.Sub(i.armed) > i.timeout/8:
+		i.armed = now
+		i.arm(now, over)
+	}
+	if err := ended(i.x.ctx); err != nil { // looked for once it is armed: whoever ends it later sets its deadline
+		_ = i.control.SetReadDeadline(time.Now()) // else the server waits for the rest before it answers
+		return 0, err
+	}
+	n, err := i.x.r.Body.Read(p)
+	if err == io.EOF {
 		_ = i.control.SetReadDeadline(time.Time{}) // the answer may take longer
 	}
 	return n, err
 }
 
+// arm gives the next pieces their time, up to the time at which all is over, if there is one.
+func (i *impatientReader) arm(now, over time.Time) {
+	at := now.Add(i.timeout)
+	if !over.IsZero() && over.Before(at) {
+		at = over
+	}
+	_ = i.control.SetReadDeadline(at) // servers that cannot set deadlines have none
+}
+
 // parse takes from a body what routing needs. Bodies that no engine would take are refused here,
 // in Ollama's words, before any node is bothered.
-func parse(rt *route, r *http.Request, body []byte) (*request, error) {
-	req := &request{
-		Request: cluster.Request{Path: r.URL.Path, PromptBytes: len(body)},
-		route:   rt, body: body, stream: rt.streams,
-	}
+func (req *request) parse(r *http.Request, body []byte) error {
+	rt := req.route
+	req.body, req.stream, req.PromptBytes = body, rt.streams, len(body)
 	if rt.multipart {
 		model, err := multipartModel(r.Header.Get("Content-Type"), body)
 		if err != nil {
-			return nil, badRequest("failed to parse multipart form: " + err.Error())
+			return badRequest("failed to parse multipart form: " + err.Error())
 		}
-		req.Model = model
+		req.Model, req.PromptBytes = model, 0 // a recording is no text
 	} else {
-		text, err := decompressed(r, body)
-		if err != nil {
-			return nil, err
+		var err error
+		if req.text, err = decompressed(r, body); err != nil {
+			return err
 		}
-		if len(text) > 0 || !rt.bodyless {
-			if err := req.peek(text); err != nil {
-				return nil, err
+		if len(req.text) > 0 || !rt.bodyless {
+			if err := req.peek(req.text); err != nil {
+				return err
 			}
 		}
 	}
+	req.Canonical = cluster.CanonicalModel(req.Model)
 	if req.Model == "" && rt.missing != nil && !req.notObject {
-		if refused := rt.missing(req); refused != nil {
-			return nil, refused
-		}
+		return rt.missing(req)
 	}
-	return req, nil
+	return nil
 }
 
 // decompressed returns the text of a body: /v1 clients may send it zstd-compressed.
@@ -146,23 +289,29 @@ func decompressed(r *http.Request, body []byte) ([]byte, error) {
 // peek reads the few fields that matter in one pass. Like Ollama's decoder it takes the last of
 // equal keys, in whatever case they are written, and looks at the first JSON value only.
 func (req *request) peek(text []byte) error {
-	if !json.Valid(text) { // which bounds the depth of nesting, as gjson's own check does not
+	if !valid(text) {
 		decoder := json.NewDecoder(bytes.NewReader(text))
 		var first json.RawMessage
 		if err := decoder.Decode(&first); err != nil {
 			return req.notJSON(err)
 		}
-		text = first
+		text, req.text = first, first
 	}
 	var name string
-	value := gjson.ParseBytes(text)
+	model := false // under its own key
+	var parts [5]string
+	value := gjson.Parse(alias(text)) // which is not written to again
 	req.notObject = !value.IsObject()
 	value.ForEach(func(key, value gjson.Result) bool {
 		switch strings.ToLower(key.Str) {
 		case "model":
 			req.Model = value.String()
+			req.modelAt, req.modelLen, model = value.Index, len(value.Raw), true
 		case "name":
 			name = value.String()
+			if !model {
+				req.modelAt, req.modelLen = value.Index, len(value.Raw)
+			}
 		case "source":
 			if req.route.path == "/api/copy" {
 				req.Model = value.String()
@@ -171,25 +320,98 @@ func (req *request) peek(text []byte) error {
 			if value.IsBool() {
 				req.stream = value.Bool()
 			}
+		case "stream_options":
+			req.usage = value.Get("include_usage").Bool()
 		case "keep_alive":
 			d, err := time.ParseDuration(value.Str)
 			req.unload = value.Raw == "0" || value.Str == "0" || err == nil && d == 0
 		case "options":
-			req.NumCtx = int(value.Get("num_ctx").Int())
+			req.options(value)
+		case "max_tokens", "max_completion_tokens", "max_output_tokens":
+			req.MaxTokens = tokens(value)
+		case "format", "response_format", "images":
+			req.exact = true
+		case "tools":
+			req.exact = true
+			parts[0] = value.Raw
+		case "system", "instructions":
+			parts[1] = value.Raw
 		case "prompt":
 			req.prompt = req.prompt || value.String() != ""
+			parts[2] = value.Raw
 		case "messages":
 			req.hasMessages = value.IsArray() && value.Get("#").Int() > 0
 			req.prompt = req.prompt || req.hasMessages
+			parts[3] = value.Raw
 		case "input":
 			req.hasInput = value.Type != gjson.Null && !(value.IsArray() && value.Get("#").Int() == 0)
+			parts[4] = value.Raw
 		}
 		return true
 	})
 	if req.Model == "" {
 		req.Model = name
 	}
+	if req.Infers {
+		req.PromptBytes = 0
+		for _, part := range parts {
+			if part != "" {
+				req.parts = append(req.parts, part)
+				images := imageBytes(part)
+				req.PromptBytes += len(part) - images
+				req.ImageBytes += images
+				req.exact = req.exact || images > 0
+			}
+		}
+	}
 	return nil
+}
+
+// valid tells whether a text is JSON that is nested no deeper than encoding/json allows. Where there
+// are not even so many brackets, a faster check does.
+func valid(text []byte) bool {
+	if bytes.Count(text, []byte("["))+bytes.Count(text, []byte("{")) > mostNested {
+		return json.Valid(text)
+	}
+	return gjson.ValidBytes(text)
+}
+
+const mostNested = 10_000
+
+// alias is a text as a string, without a copy.
+func alias(text []byte) string { return unsafe.String(unsafe.SliceData(text), len(text)) }
+
+// options takes what matters of Ollama's options: how long the answer may be, and what makes an
+// engine load its model anew.
+func (req *request) options(value gjson.Result) {
+	value.ForEach(func(key, value gjson.Result) bool {
+		switch key.Str {
+		case "num_predict":
+			req.MaxTokens = tokens(value)
+		case "num_ctx":
+			req.NumCtx = tokens(value)
+		case "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict":
+			// In whatever order they stand.
+			h := fnv.New64a()
+			_, _ = io.WriteString(h, key.Str+"="+value.Raw) // never fails
+			req.Runner += h.Sum64()
+		}
+		return true
+	})
+}
+
+// tokens reads a number of tokens; what is none, or asks for no limit, is 0.
+func tokens(value gjson.Result) int { return int(max(0, min(value.Int(), 1<<30))) }
+
+// imageBytes is how much of a part of a body is pictures, which are no text.
+func imageBytes(part string) (n int) {
+	if !strings.Contains(part, "image") {
+		return 0
+	}
+	for _, path := range [...]string{"#.images", "#.content.#.image_url", "#.content.#.source"} {
+		n += len(gjson.Get(part, path).Raw)
+	}
+	return n
 }
 
 func (req *request) notJSON(err error) error {
@@ -263,6 +485,6 @@ func (a *uploadAttempt) Close() error {
 // streamed returns a request whose body goes to the engine as it comes.
 func (g *Gateway) streamed(x *exchange) *request {
 	return &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route, upload: &upload{
-		src: &impatientReader{r: x.r.Body, control: http.NewResponseController(x.w), timeout: g.cfg.Timeouts.Read},
+		src: newImpatientReader(x, g.cfg.Timeouts.Read),
 	}}
 }

@@ -53,15 +53,17 @@ func routes() []*route {
 		{path: "/api/v1/chat", methods: post, serve: (*Gateway).forward, infers: true, as: "/api/chat", streams: true, missing: modelRequired},
 		{path: "/api/v1/embeddings", methods: post, serve: (*Gateway).forward, infers: true, as: "/api/embed", missing: emptyModelNotFound},
 
+		{path: "/api/v1/schedule/explain", methods: post, serve: (*Gateway).explain},
+
 		{path: "/api/show", methods: post, serve: (*Gateway).forward, missing: modelRequired},
 		{path: "/v1/models/{model}", methods: get, serve: (*Gateway).forwardModel},
 
-		{path: "/api/pull", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true, missing: invalidModelName},
-		{path: "/api/create", methods: post, serve: (*Gateway).forwardOwn, streams: true, changes: true},
+		{path: "/api/pull", methods: post, serve: (*Gateway).pull, streams: true, changes: true, missing: invalidModelName},
+		{path: "/api/create", methods: post, serve: (*Gateway).create, streams: true, changes: true},
 		{path: "/api/blobs/{digest}", methods: []string{http.MethodPost, http.MethodHead}, serve: (*Gateway).blob},
 		{path: "/api/push", methods: post, serve: (*Gateway).forward, streams: true, changes: true, missing: modelRequired},
 		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, holders: true, changes: true, missing: emptySourceInvalid},
-		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardHolders, holders: true, changes: true, missing: modelRequired},
+		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).delete, holders: true, changes: true, missing: modelRequired},
 
 		// An account is one engine's: these are not tried on another.
 		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},
@@ -112,7 +114,7 @@ func (g *Gateway) forward(x *exchange) {
 		return
 	}
 	if req.route.infers && req.unload && !req.prompt && !req.hasInput {
-		canonical := cluster.CanonicalModel(req.Model)
+		canonical := req.Key()
 		g.everywhere(x, req, func(n *cluster.Node) bool {
 			_, loaded := n.LoadedModel(canonical)
 			return loaded && n.Serves() && n.Engine.Has(req.Path)
@@ -125,7 +127,7 @@ func (g *Gateway) forward(x *exchange) {
 // forwardHolders serves a request that concerns every replica of a model.
 func (g *Gateway) forwardHolders(x *exchange) {
 	if req := g.read(x); req != nil {
-		canonical := cluster.CanonicalModel(req.Model)
+		canonical := req.Key()
 		g.everywhere(x, req, func(n *cluster.Node) bool { _, holds := n.Model(canonical); return holds && n.Engine.Has(req.Path) })
 	}
 }
@@ -134,8 +136,7 @@ func (g *Gateway) forwardHolders(x *exchange) {
 // hands it to the first that answers.
 func (g *Gateway) forwardOwn(x *exchange) {
 	if req := g.read(x); req != nil {
-		req.Model = ""
-		g.attempts(x, req)
+		g.own(x, req)
 	}
 }
 
@@ -168,17 +169,17 @@ func (g *Gateway) blob(x *exchange) {
 }
 
 func (g *Gateway) hasBlob(x *exchange, req *request) bool {
-	node, release := g.deps.Pick(req.Request, nil)
-	if node == nil {
+	lease := g.deps.Try(&req.Request, nil)
+	if lease == nil {
 		return false
 	}
-	defer release()
-	head := g.outgoing(x.r.Context(), x, req)
+	defer lease.Done(cluster.Outcome{})
+	head := g.outgoing(x.ctx, x, req)
 	head.Method = http.MethodHead
 	for _, key := range []string{"Content-Length", "Content-Type", "Expect"} {
 		head.Header.Del(key)
 	}
-	resp, err := g.send(node, head)
+	resp, err := g.send(lease.Node, head)
 	if err != nil {
 		return false // the attempt that follows will say why
 	}
