@@ -1,0 +1,252 @@
+package placement
+
+import (
+	"math"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// survey is one look at the cluster, indexed, and the plan that grows from it. What is planned counts at once as
+// under way.
+type survey struct {
+	cfg    Config
+	in     Input
+	facts  map[string]*fact // by digest
+	demand map[string]float64
+
+	busy     map[pair]bool // something is under way: nothing else is planned there
+	removing map[pair]bool
+	failed   map[attempt]bool
+	running  map[work]int // actions under way, of a model
+	fetching map[pair]string
+	fetches  map[cluster.NodeID]int             // to a node
+	alone    map[cluster.NodeID]map[string]bool // digests on their way that only this node holds
+	disk     map[cluster.NodeID]int64           // bytes for which fetches under way need room
+	memory   map[cluster.NodeID]int64           // bytes that models being loaded will take
+
+	plan []Action
+}
+
+type pair struct {
+	node cluster.NodeID
+	key  string // a model, canonical
+}
+
+type attempt struct {
+	pair
+	kind   Kind
+	digest string
+}
+
+type work struct {
+	kind Kind
+	key  string
+}
+
+// fact is what the nodes tell of a digest, whatever its name.
+type fact struct {
+	size      int64
+	footprint *cluster.Footprint
+	taken     int64           // the most memory that an engine reported, less what a longer context took of it
+	holders   []*cluster.Node // not dead, their files not damaged
+}
+
+func look(cfg Config, in Input) *survey {
+	if cfg.Context == 0 {
+		cfg.Context = defaultRoom
+	}
+	s := &survey{cfg: cfg, in: in,
+		facts: map[string]*fact{}, demand: map[string]float64{},
+		busy: map[pair]bool{}, removing: map[pair]bool{}, failed: map[attempt]bool{}, running: map[work]int{},
+		fetching: map[pair]string{}, fetches: map[cluster.NodeID]int{}, alone: map[cluster.NodeID]map[string]bool{},
+		disk: map[cluster.NodeID]int64{}, memory: map[cluster.NodeID]int64{}}
+	for _, n := range in.View.Nodes {
+		s.learn(n)
+	}
+	for _, n := range in.View.Nodes {
+		for _, l := range n.Loaded {
+			s.correct(l)
+		}
+	}
+	for _, a := range in.Running {
+		s.note(a)
+	}
+	for _, n := range in.View.Nodes {
+		if n.Condition == cluster.Dead {
+			continue
+		}
+		for _, f := range n.Fetches {
+			s.note(Action{Kind: Fetch, Node: n.ID, Name: f.Name, Digest: f.Digest})
+		}
+		for _, d := range n.Demand {
+			if d.Busy > 0 {
+				s.demand[cluster.CanonicalModel(d.Name)] += d.Busy
+			}
+		}
+	}
+	for _, a := range in.Failed {
+		s.failed[attempt{pair{a.Node, cluster.CanonicalModel(a.Name)}, a.Kind, a.Digest}] = true
+	}
+	return s
+}
+
+func (s *survey) learn(n *cluster.Node) {
+	seen := map[string]bool{}
+	for _, m := range n.Models {
+		if m.Digest == "" {
+			continue
+		}
+		f := s.facts[m.Digest]
+		if f == nil {
+			f = &fact{}
+			s.facts[m.Digest] = f
+		}
+		f.size = max(f.size, m.Size)
+		if m.Footprint != nil && m.Footprint.Memory(s.cfg.Context) > f.footprint.Memory(s.cfg.Context) {
+			f.footprint = m.Footprint
+		}
+		if n.Condition != cluster.Dead && ollama(n) && !m.Damaged && !seen[m.Digest] {
+			f.holders = append(f.holders, n)
+			seen[m.Digest] = true
+		}
+	}
+}
+
+func (s *survey) correct(l cluster.Loaded) {
+	f := s.facts[l.Digest]
+	if f == nil {
+		return
+	}
+	taken := l.VRAM
+	if longer := int64(l.ContextLength - s.cfg.Context); longer > 0 && f.footprint != nil {
+		taken -= longer * f.footprint.PerToken
+	}
+	f.taken = max(f.taken, taken)
+}
+
+// note counts an action as under way, once however often it is told.
+func (s *survey) note(a Action) {
+	p := pair{a.Node, cluster.CanonicalModel(a.Name)}
+	s.busy[p] = true
+	switch a.Kind {
+	case Remove:
+		s.removing[p] = true
+	case Load:
+		s.memory[a.Node] = add(s.memory[a.Node], s.toLoad(a.Digest))
+	case Fetch:
+		if s.fetching[p] == a.Digest {
+			return
+		}
+		s.fetching[p] = a.Digest
+		s.fetches[a.Node]++
+		if f := s.facts[a.Digest]; f != nil {
+			s.disk[a.Node] = add(s.disk[a.Node], times(f.size, spoolFactor))
+		}
+		if sources, _ := s.sources(a.Digest); len(sources) == 1 {
+			if s.alone[sources[0].ID] == nil {
+				s.alone[sources[0].ID] = map[string]bool{}
+			}
+			s.alone[sources[0].ID][a.Digest] = true
+		}
+	}
+	s.running[work{a.Kind, p.key}]++
+}
+
+// act plans an action, unless something is under way there or it failed lately.
+func (s *survey) act(a Action) bool {
+	p := pair{a.Node, cluster.CanonicalModel(a.Name)}
+	if s.busy[p] || s.failed[attempt{p, a.Kind, a.Digest}] {
+		return false
+	}
+	s.note(a)
+	s.plan = append(s.plan, a)
+	return true
+}
+
+// need is the memory that a digest takes when loaded; 0 when unknown.
+func (s *survey) need(digest string) int64 {
+	if f := s.facts[digest]; f != nil {
+		return max(f.footprint.Memory(s.cfg.Context), f.taken)
+	}
+	return 0
+}
+
+// toLoad is need, and at least the model's size: of what would push others out, doubt counts against it.
+func (s *survey) toLoad(digest string) int64 {
+	if f := s.facts[digest]; f != nil {
+		return max(s.need(digest), f.size)
+	}
+	return 0
+}
+
+// room is the bytes of disk that must be free for a fetch.
+func (s *survey) room(digest string) int64 {
+	size := int64(0)
+	if f := s.facts[digest]; f != nil {
+		size = f.size
+	}
+	return add(times(size, spoolFactor), s.cfg.Reserve)
+}
+
+// sources returns the alive nodes that hold a digest, and whether one that is suspect does: it may be back at once.
+func (s *survey) sources(digest string) (alive []*cluster.Node, suspect bool) {
+	if f := s.facts[digest]; f != nil {
+		for _, n := range f.holders {
+			if n.Condition == cluster.Alive {
+				alive = append(alive, n)
+			} else {
+				suspect = true
+			}
+		}
+	}
+	return alive, suspect
+}
+
+// lost tells whether the node's engine has not been ready for so long that its replicas count no more.
+func (s *survey) lost(n *cluster.Node) bool {
+	since, down := s.in.Down[n.ID]
+	return down && n.Engine.Condition != cluster.EngineReady && s.in.Now.Sub(since) >= patience
+}
+
+// settled tells whether the leader has been one for long enough to take things away.
+func (s *survey) settled() bool {
+	return s.in.Since.IsZero() || s.in.Now.Sub(s.in.Since) >= settle
+}
+
+func ollama(n *cluster.Node) bool { return n.Engine != nil && n.Engine.Kind == cluster.Ollama }
+
+// filed tells whether the node can put a model's weights into the folder of a llama-server of its own.
+func filed(n *cluster.Node) bool { return n.Engine != nil && n.Engine.Folder }
+
+// waits tells whether the node's llama-server is not running since it has no model yet.
+func waits(n *cluster.Node) bool {
+	return filed(n) && n.Engine.Condition == cluster.EngineStarting && len(n.Models) == 0
+}
+
+// managed tells whether a replica is one that came by a plan, or may go by one.
+func managed(r cluster.Replica) bool { return ollama(r.Node) || filed(r.Node) && r.Model.Weights != "" }
+
+// active tells whether no operator is taking the node out.
+func active(n *cluster.Node) bool {
+	return n.State != cluster.Draining && n.State != cluster.Drained && n.State != cluster.Removed
+}
+
+// sound tells whether the node has an engine that does as it is told.
+func sound(n *cluster.Node) bool {
+	return n.Condition == cluster.Alive && (ollama(n) || filed(n)) && n.Engine.Condition == cluster.EngineReady
+}
+
+// add and times stay at the greatest number instead of passing it: sizes come from other nodes.
+func add(a, b int64) int64 {
+	if b > 0 && a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+func times(a, n int64) int64 {
+	if a > math.MaxInt64/n {
+		return math.MaxInt64
+	}
+	return a * n
+}

@@ -1,0 +1,387 @@
+package models
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/models/manifest"
+	"github.com/ollamamax/ollamamax/internal/models/placement"
+	"github.com/ollamamax/ollamamax/internal/models/upstream"
+)
+
+// newerTimeout is how long the registry may take to say whether it has a newer model than the cluster holds.
+const newerTimeout = 3 * time.Second
+
+// errNowhere is returned for a name that means nothing: neither its registry nor a member knows it.
+var errNowhere = errors.New("pull model manifest: file does not exist")
+
+// Request is what somebody wants of a model; nil leaves what was wanted, or the configuration's.
+type Request struct {
+	Name     string
+	Insecure bool
+	Replicas *cluster.Replicas
+	Nodes    *[]cluster.NodeID
+	Labels   *map[string]string
+}
+
+// Wish is what a node asks the leader to have agreed.
+type Wish struct {
+	Place     cluster.Place      `json:"place"`
+	Size      int64              `json:"size"` // bytes of the model
+	Footprint *cluster.Footprint `json:"footprint,omitempty"`
+	// Strict: it is an error if fewer nodes than are wanted can hold it.
+	Strict bool `json:"strict,omitempty"`
+	// Manifest is the node that has it.
+	Manifest cluster.NodeID `json:"manifest,omitempty"`
+}
+
+// Pull finds what a name means, has it agreed, and returns when the model is where it is to be. Progress is given records
+// of the form that Ollama's pull has; without one Pull returns when all is agreed.
+//
+// What the name means is what its registry says, or, if that knows none or cannot be reached, what the cluster
+// holds under it.
+func (m *Models) Pull(ctx context.Context, req Request, to func(record []byte) error) error {
+	said := newProgress()
+	_, placed := m.deps.State().WantedModel(req.Name)
+	nodes, fetch, err := m.agree(ctx, req, said, to)
+	if err != nil || to == nil {
+		return err
+	}
+	err = m.follow(ctx, nodes, fetch, req.Replicas != nil || req.Nodes != nil, said, to)
+	if err != nil && ctx.Err() == nil && !placed && len(m.deps.View().Replicas(req.Name)) == 0 {
+		// It cannot be had. What nobody wanted before is not tried for ever.
+		err = errors.Join(err, m.deps.Apply(ctx, cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: req.Name, Kept: true}}))
+	}
+	return err
+}
+
+// agree has a pull agreed.
+func (m *Models) agree(ctx context.Context, req Request, said *progress, to func([]byte) error) ([]cluster.NodeID, FetchRequest, error) {
+	name, err := manifest.ParseName(req.Name)
+	if err != nil {
+		return nil, FetchRequest{}, err
+	}
+	if name.IsPassing() {
+		return nil, FetchRequest{}, fmt.Errorf("pull %s: this name is for models that pass", name)
+	}
+	name.Plain = name.Plain || req.Insecure
+	if to != nil {
+		record := status("pulling manifest")
+		said.say(record)
+		if err := to(record); err != nil {
+			return nil, FetchRequest{}, err
+		}
+	}
+	k, err := m.resolve(ctx, name)
+	if err != nil {
+		return nil, FetchRequest{}, err
+	}
+	fetch := FetchRequest{Name: name.String(), Digest: k.Model, From: m.deps.Self}
+	if name.Plain {
+		fetch.Name = "http://" + fetch.Name
+	}
+	wish := Wish{Place: cluster.Place{Model: fetch.Name, Digest: &k.Model, Replicas: req.Replicas, Nodes: req.Nodes, Labels: req.Labels},
+		Size: k.Size(), Footprint: m.footprintOf(k.Model), Strict: req.Replicas != nil || req.Nodes != nil, Manifest: m.deps.Self}
+	if _, placed := m.deps.State().WantedModel(req.Name); !placed && req.Replicas == nil {
+		replicas := m.cfg.Replicas
+		if req.Nodes != nil && len(*req.Nodes) > 0 {
+			replicas = cluster.Replicas(len(*req.Nodes))
+		}
+		wish.Place.Replicas = &replicas
+	}
+	nodes, err := m.askToPlace(ctx, wish)
+	return nodes, fetch, err
+}
+
+// resolve finds the model that a name means.
+func (m *Models) resolve(ctx context.Context, name manifest.Name) (known, error) {
+	held := ""
+	if w, ok := m.deps.State().WantedModel(name.String()); ok {
+		held = w.Digest
+	} else if chosen, ok := m.deps.View().Chosen(name.String(), "/api/tags"); ok {
+		held = chosen.Digest
+	}
+	asking := ctx
+	if held != "" {
+		var cancel context.CancelFunc
+		asking, cancel = context.WithTimeout(ctx, newerTimeout)
+		defer cancel()
+	}
+	data, err := m.upstream.Remote(name, name.Plain).Manifest(asking)
+	if err == nil {
+		return m.learn(manifest.DigestOf(data), data)
+	}
+	if ctx.Err() != nil {
+		return known{}, context.Cause(ctx)
+	}
+	if held == "" && errors.Is(err, upstream.ErrNoModel) {
+		return known{}, errNowhere // as an Ollama says it
+	}
+	if held == "" {
+		return known{}, err
+	}
+	if !errors.Is(err, upstream.ErrNoModel) {
+		m.deps.Log.Info("the registry does not say whether it has a newer model; what the cluster holds is taken", "model", name, "err", err)
+	}
+	return m.manifestFromAnywhere(ctx, name, FetchRequest{Digest: held})
+}
+
+// askToPlace asks the leader to have a wish agreed, and returns the nodes that are to hold the model.
+func (m *Models) askToPlace(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	for {
+		nodes, err := m.askOnceToPlace(ctx, wish)
+		again := errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrNoQuorum) && m.deps.View().Quorum
+		if !again {
+			return nodes, err
+		}
+		timer := time.NewTimer(lookForSources)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		}
+	}
+}
+
+func (m *Models) askOnceToPlace(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+	leader := m.deps.View().Leader
+	switch leader {
+	case "":
+		return nil, fmt.Errorf("place model %s: nothing can be agreed now: %w", wish.Place.Model, cluster.ErrNoQuorum)
+	case m.deps.Self:
+		return m.place(ctx, wish)
+	}
+	var r reply
+	if err := m.ask(ctx, leader, "POST", placePath, wish, &r); err != nil {
+		return nil, err
+	}
+	return r.Nodes, r.err()
+}
+
+// place has a wish agreed, chooses the nodes, and begins.
+func (m *Models) place(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+	view, state := m.deps.View(), m.deps.State()
+	if view.Leader != m.deps.Self {
+		return nil, cluster.ErrNotLeader
+	}
+	command := cluster.Command{At: m.deps.Now(), Place: &wish.Place}
+	next, err := state.Apply(command)
+	if err != nil {
+		return nil, err
+	}
+	wanted, ok := next.WantedModel(wish.Place.Model)
+	if !ok {
+		return nil, fmt.Errorf("place model %s: %w", wish.Place.Model, cluster.ErrUnknownModel)
+	}
+	nodes, err := placement.Choose(m.placing(), view, wanted, wish.Size, wish.Footprint)
+	if err != nil && (wish.Strict || len(nodes) == 0) {
+		return nil, err
+	}
+	if err := m.deps.Apply(ctx, command); err != nil {
+		return nil, err
+	}
+	for _, id := range nodes {
+		if m.holds(id, FetchRequest{Name: wanted.Name, Digest: wanted.Digest}) {
+			continue
+		}
+		m.act(placement.Action{Kind: placement.Fetch, Node: id, Name: wanted.Name, Digest: wanted.Digest, Why: "it is wanted there"}, wish.Manifest)
+	}
+	return nodes, nil
+}
+
+func (m *Models) placing() placement.Config {
+	return placement.Config{Reserve: m.cfg.DiskReserveBytes}
+}
+
+// follow passes on the progress of the nodes that a model goes to, as that of one pull.
+func (m *Models) follow(ctx context.Context, nodes []cluster.NodeID, fetch FetchRequest, strict bool, said *progress, to func([]byte) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	merged := newMerged(said)
+	errs := make([]error, len(nodes))
+	var running sync.WaitGroup
+	for i, id := range nodes {
+		running.Go(func() {
+			if m.holds(id, fetch) {
+				return
+			}
+			errs[i] = m.fetchOn(ctx, id, fetch, func(record []byte) error { merged.say(id, record); return nil })
+			if errs[i] != nil {
+				errs[i] = fmt.Errorf("node %s: %w", m.nameOf(id), errs[i])
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { running.Wait(); close(done) }()
+	err := said.follow(ctx, done, to)
+	if err != nil {
+		cancel(err)
+		<-done
+		return err
+	}
+	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(failed) == 0 || !strict && len(failed) < len(nodes) {
+		return to(status("success"))
+	}
+	var texts []string
+	for _, err := range failed {
+		texts = append(texts, err.Error())
+	}
+	return fmt.Errorf("pull %s: %s", fetch.Name, strings.Join(texts, "; "))
+}
+
+// holds tells whether a node has the model under the name already.
+func (m *Models) holds(id cluster.NodeID, fetch FetchRequest) bool {
+	n := m.deps.View().Node(id)
+	if n == nil {
+		return false
+	}
+	has, ok := n.Model(cluster.CanonicalModel(fetch.Name))
+	return ok && has.Of() == fetch.Digest
+}
+
+// Delete has a model deleted wherever it is, and the deletion remembered: a node that is away deletes it when it
+// comes back.
+func (m *Models) Delete(ctx context.Context, name string) error {
+	if err := m.Forget(ctx, name); err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	var failed, done []string
+	var running sync.WaitGroup
+	for _, n := range m.deps.View().Nodes {
+		if n.Condition == cluster.Dead {
+			continue // it hears of it when it comes back
+		}
+		_, held := n.Model(cluster.CanonicalModel(name))
+		running.Go(func() {
+			err := m.removeOn(ctx, n.ID, name, "")
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, errNoAnswer):
+				m.deps.Log.Info("a node deletes the model when it can be reached", "model", name, "node", n.Name, "err", err)
+			case err != nil:
+				failed = append(failed, n.Name+": "+err.Error())
+			case held:
+				done = append(done, n.Name)
+			}
+		})
+	}
+	running.Wait()
+	if len(failed) == 0 {
+		return nil
+	}
+	slices.Sort(failed)
+	slices.Sort(done)
+	text := "failed on " + strings.Join(failed, "; ")
+	if len(done) > 0 {
+		text += "; done on " + strings.Join(done, ", ")
+	}
+	return errors.New(text + "; it is tried again until it is done")
+}
+
+// Forget has it agreed that a model is deleted. ErrUnknownModel: nobody wants it, or holds it in an engine from which it can be
+// deleted.
+func (m *Models) Forget(ctx context.Context, name string) error {
+	_, wanted := m.deps.State().WantedModel(name)
+	held := slices.ContainsFunc(m.deps.View().Replicas(name), func(r cluster.Replica) bool { return r.Node.Engine.Has("/api/delete") || r.Model.Weights != "" })
+	if !wanted && !held {
+		return fmt.Errorf("delete model %s: %w", name, cluster.ErrUnknownModel)
+	}
+	return m.deps.Apply(ctx, cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: name}})
+}
+
+// Made has it agreed that a model that was just made or copied on a node is wanted as it is there, and has it spread. It
+// returns before that is done.
+func (m *Models) Made(ctx context.Context, on cluster.NodeID, name, digest string, size int64) error {
+	wish := Wish{Place: cluster.Place{Model: name, Digest: &digest}, Size: size, Manifest: on}
+	if _, placed := m.deps.State().WantedModel(name); !placed {
+		wish.Place.Replicas = &m.cfg.Replicas
+	}
+	if on == m.deps.Self { // the others are to find it
+		m.take(ctx)
+		m.tell(ctx)
+		m.deps.Refresh(ctx)
+	}
+	_, err := m.askToPlace(ctx, wish)
+	return err
+}
+
+// Place has it agreed what is wanted of a model. One that somebody holds and nobody placed is placed as it is.
+func (m *Models) Place(ctx context.Context, p cluster.Place) error {
+	var size int64
+	if _, placed := m.deps.State().WantedModel(p.Model); !placed {
+		held, ok := m.deps.View().Chosen(p.Model, "/api/tags")
+		if !ok || held.Digest == "" {
+			return fmt.Errorf("place model %s: %w; pull it first", p.Model, cluster.ErrUnknownModel)
+		}
+		p.Digest, size = &held.Digest, held.Size
+		if p.Replicas == nil {
+			n := cluster.Replicas(len(m.deps.View().Replicas(p.Model)))
+			p.Replicas = &n
+		}
+	}
+	strict := p.Replicas != nil || p.Nodes != nil || p.Labels != nil
+	_, err := m.askToPlace(ctx, Wish{Place: p, Size: size, Strict: strict})
+	return err
+}
+
+// ErrNoTransfer is returned for a transfer that is not there.
+var ErrNoTransfer = errors.New("no such transfer")
+
+// TransfersOf lists the models that are on their way to a node.
+func (m *Models) TransfersOf(ctx context.Context, id cluster.NodeID) (all []Transfer, err error) {
+	if id == m.deps.Self {
+		return m.Transfers(), nil
+	}
+	err = m.ask(ctx, id, http.MethodGet, transfersPath, nil, &all)
+	return all, err
+}
+
+// CancelOn ends a transfer to a node. What is wanted of the model is from then on what is held: the leader would begin it
+// again.
+func (m *Models) CancelOn(ctx context.Context, id cluster.NodeID, transfer string) error {
+	var all []Transfer
+	all, err := m.TransfersOf(ctx, id)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(all, func(t Transfer) bool { return t.ID == transfer })
+	if i < 0 {
+		return ErrNoTransfer
+	}
+	name := all[i].Model
+	if w, ok := m.deps.State().WantedModel(name); ok {
+		held := 0
+		for _, r := range m.deps.View().Replicas(name) {
+			if r.Model.Of() == w.Digest && r.Node.Condition != cluster.Dead {
+				held++
+			}
+		}
+		command := cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: name, Kept: true}}
+		if held > 0 {
+			n := cluster.Replicas(held)
+			command = cluster.Command{At: m.deps.Now(), Place: &cluster.Place{Model: name, Replicas: &n}}
+		}
+		if err := m.deps.Apply(ctx, command); err != nil {
+			return err
+		}
+	}
+	if id == m.deps.Self {
+		m.Cancel(transfer)
+		return nil
+	}
+	var was FetchRequest
+	return m.ask(ctx, id, http.MethodDelete, transfersPath+"/"+transfer, nil, &was)
+}
