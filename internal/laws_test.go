@@ -17,21 +17,45 @@ const ours = "github.com/ollamamax/ollamamax/"
 // mayImport is who may import which of our packages. Components know the nouns only; what they
 // need of each other, node introduces.
 var mayImport = map[string][]string{
-	"internal/cluster":   {},
-	"internal/api":       {"internal/cluster"},
-	"internal/access":    {"internal/cluster"},
-	"internal/engine":    {"internal/cluster"},
-	"internal/gateway":   {"internal/cluster", "internal/api"},
-	"internal/control":   {"internal/cluster", "internal/api"},
-	"internal/schedule":  {"internal/cluster"},
-	"internal/telemetry": {},
-	"internal/mesh":      {"internal/cluster"},
-	"internal/consensus": {"internal/cluster"},
+	"internal/cluster":  {},
+	"internal/api":      {"internal/cluster"},
+	"internal/access":   {"internal/cluster"},
+	"internal/engine":   {"internal/cluster", "internal/roundtrip", "internal/socket"},
+	"internal/gateway":  {"internal/cluster", "internal/api", "internal/gateway/record", "internal/gateway/resume"},
+	"internal/control":  {"internal/cluster", "internal/api"},
+	"internal/schedule": {"internal/cluster"},
+	// The wire forms of answers, and how the rest of one is asked for: values only.
+	"internal/gateway/record": {},
+	"internal/gateway/resume": {"internal/cluster"},
+	// Whether the owner lets the cluster have this machine, which is asked of the machine.
+	"internal/schedule/availability": {},
+	"internal/telemetry":             {},
+	"internal/roundtrip":             {}, // connections only
+	"internal/socket":                {},
+	"internal/mesh":                  {"internal/cluster", "internal/socket"},
+	"internal/mesh/meshtest":         {"internal/cluster", "internal/mesh"},
+	"internal/consensus":             {"internal/cluster"},
+	// One file of a model in pieces, and its way between nodes.
+	"internal/models/blob":     {},
+	"internal/models/exchange": {"internal/cluster", "internal/models/blob"},
 	// Inside fault only leftward: anomaly, health, predict, heal.
 	"internal/fault/health": {"internal/cluster"},
-	"internal/config":       {"internal/cluster", "internal/access", "internal/engine", "internal/gateway", "internal/mesh", "internal/telemetry"},
+	"internal/config":       {"internal/cluster", "internal/access", "internal/engine", "internal/gateway", "internal/mesh", "internal/models", "internal/schedule", "internal/schedule/availability", "internal/telemetry"},
 	"internal/node":         {"*"},
 	"cmd/ollamamax":         {"internal/node", "internal/config", "internal/api", "internal/cluster", "internal/telemetry"},
+
+	// Of models: manifest has the nouns, the others do not know each other. Placement knows what is agreed and told, no files.
+	// models joins them.
+	"internal/models": {"internal/cluster", "internal/models/blob", "internal/models/exchange", "internal/models/folder", "internal/models/gguf", "internal/models/install",
+		"internal/models/manifest", "internal/models/placement", "internal/models/registry", "internal/models/upstream"},
+	"internal/models/manifest":     {"internal/cluster"},
+	"internal/models/registry":     {"internal/models/manifest"},
+	"internal/models/upstream":     {"internal/models/manifest"},
+	"internal/models/install":      {"internal/models/manifest"},
+	"internal/models/folder":       {"internal/models/manifest"},
+	"internal/models/gguf":         {"internal/models/manifest", "internal/cluster"},
+	"internal/models/registrytest": {"internal/models/manifest"},
+	"internal/models/placement":    {"internal/cluster"},
 
 	"internal/engine/enginetest":            {},
 	"internal/engine/enginetest/fakeengine": {"internal/engine/enginetest"},

@@ -112,26 +112,23 @@ func nodesCommand() *cobra.Command {
 	})
 }
 
-func modelsCommand() *cobra.Command {
-	return listCommand("models", "List the models and where they are", "/api/v1/models", func(w *tabwriter.Writer, m api.Models) {
-		fmt.Fprintln(w, "MODEL\tSIZE\tDIGEST\tNODES")
-		for _, m := range m.Models {
-			digest := shortDigest(m.Replicas[0].Digest)
-			if m.Conflict {
-				digest = "conflict"
+func requestsCommand() *cobra.Command {
+	return listCommand("requests", "List the requests that the asked node is serving, and who waits", "/api/v1/requests", func(w *tabwriter.Writer, r api.Requests) {
+		fmt.Fprintln(w, "ID\tPATH\tMODEL\tSTATE\tNODE\tPRIORITY\tAGE\tDEADLINE\tPIECES")
+		for _, r := range r.Requests {
+			state := r.State
+			if r.Place > 0 {
+				state = fmt.Sprintf("%s, place %d", state, r.Place)
 			}
-			var on []string
-			for _, r := range m.Replicas {
-				at := r.Node
-				if m.Conflict {
-					at += "=" + shortDigest(r.Digest)
-				}
-				if r.Loaded {
-					at += "*"
-				}
-				on = append(on, at)
+			if r.Resumes > 0 {
+				state += fmt.Sprintf(", resumed %d times", r.Resumes)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", m.Name, size(m.Replicas[0].Size), digest, strings.Join(on, " "))
+			deadline := "none"
+			if r.Deadline != nil {
+				deadline = "in " + time.Until(*r.Deadline).Round(100*time.Millisecond).String()
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", r.ID, r.Path, r.Model, state, r.Node, r.Priority,
+				time.Since(r.Since).Round(100*time.Millisecond), deadline, r.Pieces)
 		}
 	})
 }
@@ -150,11 +147,15 @@ func printNodes(w *tabwriter.Writer, nodes []*cluster.Node) {
 		if n.Why != "" {
 			condition += ": " + n.Why
 		}
+		state := string(n.State)
+		if n.Unavailable != "" {
+			state += ", " + n.Unavailable
+		}
 		role := string(n.Role)
 		if n.Leader {
 			role = "leader"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Name, role, condition, n.State, engine, len(n.Models), len(n.Loaded), n.APIAddr)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", n.Name, role, condition, state, engine, len(n.Models), len(n.Loaded), n.APIAddr)
 	}
 }
 

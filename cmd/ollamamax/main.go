@@ -52,8 +52,9 @@ func root() *cobra.Command {
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())}
 	})
-	cmd.AddCommand(serveCommand(), demoCommand(), statusCommand(), nodesCommand(), modelsCommand(), recoverCommand(), configCommand(), versionCommand())
+	cmd.AddCommand(serveCommand(), demoCommand(), statusCommand(), nodesCommand(), requestsCommand(), recoverCommand(), configCommand(), versionCommand())
 	cmd.AddCommand(memberCommands()...)
+	cmd.AddCommand(modelCommands()...)
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	return cmd
 }

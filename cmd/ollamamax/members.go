@@ -19,7 +19,7 @@ func memberCommands() []*cobra.Command {
 	node := func(name, tail string) string { return "/api/v1/nodes/" + url.PathEscape(name) + tail }
 	return []*cobra.Command{
 		tokenCommand(),
-		actCommand("drain NODE", "Send a node no new work, and let what it has end", 1, "one NODE", func(ctx context.Context, c *api.Client, args []string) (string, error) {
+		actCommand("drain NODE", "Send a node no new work, and let what it has end or go on elsewhere", 1, "one NODE", func(ctx context.Context, c *api.Client, args []string) (string, error) {
 			_, err := c.Do(ctx, http.MethodPost, node(args[0], "/drain"), nil)
 			return "draining " + args[0], err
 		}),

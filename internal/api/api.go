@@ -94,24 +94,25 @@ type Tokens struct {
 	Tokens []Token `json:"tokens"`
 }
 
-// Replica is a model on one node.
-type Replica struct {
-	Node   string `json:"node"` // its name
-	Digest string `json:"digest"`
-	Size   int64  `json:"size"` // bytes
-	Loaded bool   `json:"loaded"`
+// Request is a client's request that the asked node's gateway is serving.
+type Request struct {
+	ID       string     `json:"id"`
+	Path     string     `json:"path"`
+	Model    string     `json:"model"`
+	State    string     `json:"state"`           // waiting or running
+	Place    int        `json:"place,omitempty"` // in the queue; 1: the next
+	Node     string     `json:"node"`            // that serves it now; "" while it waits
+	Priority string     `json:"priority"`        // high, normal or low
+	Since    time.Time  `json:"since"`
+	Deadline *time.Time `json:"deadline,omitempty"`
+	Pieces   int64      `json:"pieces"`          // of a stream, delivered so far
+	Resumes  int        `json:"resumes"`         // how often another node went on with it
+	Broke    string     `json:"broke,omitempty"` // why the last time: reset, error, truncated, frozen, garbage or drained
 }
 
-// Model is a model of the cluster, in GET /api/v1/models.
-type Model struct {
-	Name     string    `json:"name"`     // canonical: with its tag
-	Conflict bool      `json:"conflict"` // replicas differ in digest
-	Replicas []Replica `json:"replicas"`
-}
-
-// Models is the answer of GET /api/v1/models.
-type Models struct {
-	Models []Model `json:"models"`
+// Requests is the answer of GET /api/v1/requests.
+type Requests struct {
+	Requests []Request `json:"requests"`
 }
 
 // The words for a service's condition and for the health of the whole.

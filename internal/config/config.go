@@ -24,6 +24,9 @@ import (
 	"github.com/ollamamax/ollamamax/internal/engine"
 	"github.com/ollamamax/ollamamax/internal/gateway"
 	"github.com/ollamamax/ollamamax/internal/mesh"
+	"github.com/ollamamax/ollamamax/internal/models"
+	"github.com/ollamamax/ollamamax/internal/schedule"
+	"github.com/ollamamax/ollamamax/internal/schedule/availability"
 	"github.com/ollamamax/ollamamax/internal/telemetry"
 )
 
@@ -34,7 +37,9 @@ type Config struct {
 	P2P       P2P              `yaml:"p2p"`
 	Cluster   Cluster          `yaml:"cluster"`
 	Engine    engine.Config    `yaml:"engine"`
-	Gateway   gateway.Config   `yaml:"gateway"`
+	Gateway   Gateway          `yaml:"gateway"`
+	Schedule  Schedule         `yaml:"schedule"`
+	Models    models.Config    `yaml:"models"`
 	Access    Access           `yaml:"access"`
 	Telemetry telemetry.Config `yaml:"telemetry"`
 }
@@ -76,6 +81,22 @@ type Cluster struct {
 	Voters int `yaml:"voters"`
 }
 
+// Gateway is the clients' front door, with who waits there and for how long.
+type Gateway struct {
+	gateway.Config `yaml:",inline"`
+	// Queue bounds who waits for a slot of an engine.
+	Queue schedule.Queue `yaml:"queue"`
+	// Stall bounds how long an engine may be silent.
+	Stall schedule.Stall `yaml:"stall"`
+}
+
+// Schedule says which node serves a request.
+type Schedule struct {
+	schedule.Config `yaml:",inline"`
+	// Availability is when this node's engine is there for the cluster.
+	Availability availability.Config `yaml:"availability"`
+}
+
 // The values of access.mode.
 const (
 	AccessAuto = "auto"
@@ -95,7 +116,9 @@ func Default() Config {
 		API:       API{Listen: "127.0.0.1:11435", MaxConnections: 16384},
 		P2P:       P2P{Config: mesh.DefaultConfig()},
 		Cluster:   Cluster{Voters: 5},
-		Gateway:   gateway.Default(),
+		Gateway:   Gateway{Config: gateway.Default(), Queue: schedule.DefaultQueue(), Stall: schedule.DefaultStall()},
+		Schedule:  Schedule{Config: schedule.Default()},
+		Models:    models.Default(),
 		Access:    Access{Mode: AccessAuto},
 		Telemetry: telemetry.Default(),
 	}
@@ -179,7 +202,8 @@ func (c Config) Validate() error {
 	if c.Cluster.Voters < 1 {
 		return fmt.Errorf("cluster.voters is %d: give at least 1", c.Cluster.Voters)
 	}
-	return errors.Join(c.P2P.Validate(), c.Engine.Validate(), c.Gateway.Validate())
+	return errors.Join(c.P2P.Validate(), c.Engine.Validate(), c.Gateway.Validate(), c.Gateway.Queue.Validate(), c.Gateway.Stall.Validate(),
+		c.Schedule.Validate(), c.Schedule.Availability.Validate(), c.Models.Validate())
 }
 
 // LoopbackOnly tells whether the API can be reached from this machine only.

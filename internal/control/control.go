@@ -43,6 +43,23 @@ type Deps struct {
 	Addrs func() []string
 	// Strangers are the nodes seen on the local network that are no members.
 	Strangers func() []api.Stranger
+	// Requests are those that this node's gateway is serving; Cancel ends those with an id.
+	Requests func() []api.Request
+	Cancel   func(id string) bool
+
+	// Pull has the cluster want a model, by its name as the operator wrote it, and fetch it. In the wish nodes are
+	// ids. With progress it returns when the replicas are there, and gives it records (api.Progress as JSON, in any
+	// number, one call at a time), of which the last says api.Success; an error of progress ends the watching, not the
+	// wish. Without, it returns once the wish is agreed.
+	Pull func(ctx context.Context, model string, wish api.Download, progress func(record []byte) error) error
+	// Place changes what is wanted of a model. In the placement nodes are ids.
+	Place func(ctx context.Context, model string, p api.Placement) error
+	// Delete has a model deleted on every node; cluster.ErrUnknownModel if there is none.
+	Delete func(ctx context.Context, model string) error
+	// Transfers lists the whole cluster's, and the names of the nodes that did not answer. CancelTransfer ends one;
+	// ErrUnknownTransfer if there is none.
+	Transfers      func(ctx context.Context) (transfers []api.Transfer, missing []string)
+	CancelTransfer func(ctx context.Context, id string) error
 }
 
 // Control serves operators.
@@ -64,11 +81,13 @@ func (c *Control) Register(mux *http.ServeMux) {
 		reply(w, http.StatusOK, api.Nodes{Nodes: c.deps.View().Nodes})
 	})
 	mux.HandleFunc("GET /api/v1/nodes/{node}", c.node)
-	mux.HandleFunc("GET /api/v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, http.StatusOK, api.Models{Models: models(c.deps.View())})
+	mux.HandleFunc("GET /api/v1/requests", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, api.Requests{Requests: c.deps.Requests()})
 	})
-	mux.HandleFunc("GET /api/v1/models/{model}", c.model)
+	mux.HandleFunc("DELETE /api/v1/requests/{id}", c.cancel)
 	c.registerMembers(mux)
+	c.registerModels(mux)
+	c.registerTransfers(mux)
 	mux.HandleFunc("/api/v1/", func(w http.ResponseWriter, r *http.Request) {
 		c.fail(w, http.StatusNotFound, &api.Error{Code: api.CodeNotFound, Message: "no route " + r.Method + " " + r.URL.Path})
 	})
@@ -91,23 +110,30 @@ func (c *Control) node(w http.ResponseWriter, r *http.Request) {
 	reply(w, http.StatusOK, n)
 }
 
-func (c *Control) model(w http.ResponseWriter, r *http.Request) {
-	name := r.PathValue("model")
-	for _, m := range models(c.deps.View()) {
-		if m.Name == cluster.CanonicalModel(name) {
-			reply(w, http.StatusOK, m)
-			return
-		}
+// cancel ends a request that this node's gateway is serving.
+func (c *Control) cancel(w http.ResponseWriter, r *http.Request) {
+	id := r.PathValue("id")
+	if !c.deps.Cancel(id) {
+		c.fail(w, http.StatusNotFound, &api.Error{Code: api.CodeNotFound, Message: "no request " + id,
+			Hint: "ask the node that the client asked; `ollamamax requests` lists its requests"})
+		return
 	}
-	c.fail(w, http.StatusNotFound, &api.Error{Code: api.CodeNotFound, Message: "no node holds model " + name, Hint: "`ollamamax models` lists what there is"})
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // fail answers with an error that names this node as its origin.
 func (c *Control) fail(w http.ResponseWriter, status int, e *api.Error) {
+	reply(w, status, c.body(e))
+}
+
+// body is the body of an error, which names this node as its origin unless another said it.
+func (c *Control) body(e *api.Error) api.ErrorBody {
 	if self := c.deps.View().SelfNode(); self != nil && e.Origin == "" {
-		e.Origin = self.Name
+		said := *e
+		said.Origin = self.Name
+		e = &said
 	}
-	reply(w, status, api.ErrorBody{Error: e})
+	return api.ErrorBody{Error: e}
 }
 
 func reply(w http.ResponseWriter, status int, v any) {

@@ -145,13 +145,26 @@ func (c *Control) createToken(r *http.Request) (int, any, error) {
 	return http.StatusCreated, api.Token{ID: token.ID, Token: token.Text(), ExpiresAt: command.CreateToken.ExpiresAt.UTC()}, nil
 }
 
-// decode reads a JSON body; an empty one sets nothing.
+// decode reads a JSON body to its end, so that a client who leaves is noticed; an empty one sets nothing. A field that the route does not know is
+// refused: who misspells a wish must not believe that it was heard.
 func decode(r *http.Request, v any) error {
-	err := json.NewDecoder(r.Body).Decode(v)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return &api.Error{Code: api.CodeBadRequest, Message: "read body: " + err.Error(), Hint: "send a JSON object"}
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	err := d.Decode(v)
+	switch {
+	case errors.Is(err, io.EOF):
+		return nil
+	case err == nil:
+		if _, err = d.Token(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err == nil {
+			err = errors.New("something follows the object")
+		}
 	}
-	return nil
+	if errors.As(err, new(*http.MaxBytesError)) {
+		return fmt.Errorf("read body: %w", err)
+	}
+	return &api.Error{Code: api.CodeBadRequest, Message: "read body: " + err.Error(), Hint: "send one JSON object with the fields of this route only"}
 }
 
 func nameOf(v *cluster.View, id cluster.NodeID) string {
@@ -161,8 +174,14 @@ func nameOf(v *cluster.View, id cluster.NodeID) string {
 	return string(id)
 }
 
-// failWith is the one place that turns an error of the agreement into a status and a hint.
+// failWith answers with an error, as explain does.
 func (c *Control) failWith(w http.ResponseWriter, err error) {
+	status, e := explain(err)
+	c.fail(w, status, e)
+}
+
+// explain is the one place that turns an error into a status and a hint.
+func explain(err error) (int, *api.Error) {
 	status, e := http.StatusInternalServerError, &api.Error{Code: cluster.ErrorCode(err), Message: err.Error()}
 	var own *api.Error
 	is := func(targets ...error) bool {
@@ -170,24 +189,49 @@ func (c *Control) failWith(w http.ResponseWriter, err error) {
 	}
 	switch {
 	case errors.As(err, &own):
-		status, e = http.StatusBadRequest, own
+		return statusOf(own.Code), own
+	case errors.As(err, new(*http.MaxBytesError)):
+		status, e.Code, e.Hint = http.StatusRequestEntityTooLarge, api.CodeBadRequest, fmt.Sprintf("send at most %d bytes", maxBody)
 	case errors.Is(err, ErrNotAlone):
 		status, e.Code, e.Hint = http.StatusConflict, api.CodeConflict, "start a node with an empty --data-dir and --join"
+	case errors.Is(err, ErrUnknownTransfer):
+		status, e.Code, e.Hint = http.StatusNotFound, api.CodeNotFound, "`ollamamax transfers` lists those that there are"
 	case is(cluster.ErrNoQuorum, cluster.ErrNotLeader):
 		status, e.Hint = http.StatusServiceUnavailable, "start enough of the voters again (`ollamamax status` shows them); if a majority is lost for good, run `ollamamax recover` on one that is left"
 	case is(cluster.ErrUncertain):
 		status, e.Hint = http.StatusServiceUnavailable, "look whether it took effect; it may be repeated"
 	case is(cluster.ErrUnknownNode):
 		status, e.Hint = http.StatusNotFound, "`ollamamax nodes` lists the names and ids"
+	case is(cluster.ErrUnknownModel):
+		status, e.Hint = http.StatusNotFound, "`ollamamax models` lists what there is; `ollamamax pull` fetches one"
 	case is(cluster.ErrTokenUnknown):
 		status, e.Hint = http.StatusNotFound, "`ollamamax token list` lists the tokens; `ollamamax token create` makes one"
 	case is(cluster.ErrTokenExpired, cluster.ErrTokenSecret, cluster.ErrTokenDamaged):
 		status, e.Hint = http.StatusForbidden, "make a new one with `ollamamax token create` on a member"
+	case is(cluster.ErrContradiction):
+		status, e.Hint = http.StatusConflict, "give replicas and nodes that fit together; an empty list of nodes lets all hold it"
+	case is(cluster.ErrChanged):
+		status, e.Hint = http.StatusConflict, "look again, and decide on the version that there is now"
+	case is(cluster.ErrBadCommand):
+		status = http.StatusBadRequest
 	case is(cluster.ErrLastMember, cluster.ErrBarred, cluster.ErrObserver, cluster.ErrAmbiguousNode, cluster.ErrNotMember, cluster.ErrAlreadyFounded):
 		status = http.StatusConflict
 	}
 	if e.Code == "" {
 		e.Code = api.CodeInternal
 	}
-	c.fail(w, status, e)
+	return status, e
+}
+
+// statusOf is the status of an error that comes with a code of its own.
+func statusOf(code string) int {
+	switch code {
+	case api.CodeNotFound:
+		return http.StatusNotFound
+	case api.CodeConflict:
+		return http.StatusConflict
+	case api.CodeInternal:
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadRequest
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/shirou/gopsutil/v4/mem"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/schedule/availability"
 )
 
 // measureEvery is how often the machine is looked at, for what the node tells of it.
@@ -48,3 +49,63 @@ func (n *Node) measure(ctx context.Context) {
 
 // round rounds down to a whole number of units.
 func round(bytes, unit uint64) int64 { return int64(bytes / unit * unit) }
+
+// keepPinging measures the links to the peers until ctx ends.
+func (n *Node) keepPinging(ctx context.Context) {
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	for {
+		for _, node := range n.View().Nodes {
+			if node.ID == n.id || node.Condition != cluster.Alive {
+				continue
+			}
+			once, cancel := context.WithTimeout(ctx, pingTimeout)
+			if err := n.host.Ping(once, node.ID); err != nil && ctx.Err() == nil {
+				n.log.Debug("cannot measure a link", "peer", node.Name, "err", err)
+			}
+			cancel()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+const (
+	pingEvery   = 15 * time.Second
+	pingTimeout = 5 * time.Second
+)
+
+// keepAvailable looks whether the owner lets the cluster have the engine, until ctx ends.
+func (n *Node) keepAvailable(ctx context.Context) {
+	if !n.cfg.Schedule.Availability.Set() {
+		return
+	}
+	watch := availability.New(n.cfg.Schedule.Availability, availability.ThisMachine())
+	ticker := time.NewTicker(availableEvery)
+	defer ticker.Stop()
+	last := ""
+	for {
+		once, cancel := context.WithTimeout(ctx, availableTimeout)
+		why := watch.Look(once, time.Now(), n.engine.Busy() > 0)
+		cancel()
+		if why != last {
+			last = why
+			n.out.Store(&why)
+			n.touch()
+			n.log.Info("availability of the engine for the cluster changed", "unavailable", why)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+const (
+	availableEvery   = 5 * time.Second
+	availableTimeout = 3 * time.Second // of the programs that tell of battery and GPU
+)

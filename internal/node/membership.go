@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -296,7 +297,17 @@ func (n *Node) changeSeat() error {
 
 // sit does the work of a member: it runs the agreement and follows what it says of the members.
 func (n *Node) sit(ctx context.Context, c *consensus.Consensus) error {
-	done := make(chan error, 1)
+	done := make(chan error, 2)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var leading sync.WaitGroup
+	defer leading.Wait()
+	defer stop()
+	leading.Go(func() {
+		if err := c.WhileLeader(ctx, n.models.Lead); err != nil {
+			n.log.Error("cannot lead", "err", err)
+		}
+	})
 	go func() { done <- c.Run(ctx) }()
 	for {
 		changed := c.Changed()

@@ -27,7 +27,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ollamamax/ollamamax/internal/access"
@@ -40,7 +39,9 @@ import (
 	"github.com/ollamamax/ollamamax/internal/fault/health"
 	"github.com/ollamamax/ollamamax/internal/gateway"
 	"github.com/ollamamax/ollamamax/internal/mesh"
+	"github.com/ollamamax/ollamamax/internal/models"
 	"github.com/ollamamax/ollamamax/internal/schedule"
+	"github.com/ollamamax/ollamamax/internal/socket"
 	"github.com/ollamamax/ollamamax/internal/telemetry"
 )
 
@@ -63,19 +64,23 @@ type Node struct {
 	join     net.Listener // of newcomers
 	peering  net.Listener // of other nodes' HTTP
 	inner    *http.Server
-	toPeers  *http.Transport
+	toPeers  *peerTransport
 
 	engine     *engine.Engine
 	host       *mesh.Host
 	heartbeats *mesh.Heartbeats
 	consensus  atomic.Pointer[consensus.Consensus] // nil: no part in any agreement
+	scheduler  *schedule.Scheduler
+	front      *gateway.Gateway
+	models     *models.Models
 	kept       *kept
 	moves      chan move
 	knocks     chan cluster.NodeID // peers whose connections just broke
 
 	view      atomic.Pointer[cluster.View]
 	machine   atomic.Pointer[cluster.Machine]
-	changed   chan struct{} // told that the View is old
+	out       atomic.Pointer[string] // why the owner keeps the engine from the cluster; nil: nothing does
+	changed   chan struct{}          // told that the View is old
 	stopping  atomic.Bool
 	announced atomic.Bool // the own addresses are agreed, or being told
 
@@ -120,12 +125,15 @@ func Open(ctx context.Context, cfg config.Config, version string, log *slog.Logg
 		return nil, err
 	}
 	n.engine, err = engine.New(cfg.Engine, engine.Deps{
-		Log: n.log, DataDir: cfg.Node.DataDir, Environ: os.Environ(), Changed: n.touch,
+		Log: n.log, DataDir: cfg.Node.DataDir, Environ: os.Environ(), Changed: n.engineChanged, Hidden: passing,
 	})
 	if err != nil {
 		return nil, err
 	}
 	if err := n.openMesh(); err != nil {
+		return nil, err
+	}
+	if err := n.openModels(); err != nil {
 		return nil, err
 	}
 	if err := n.openAPI(); err != nil {
@@ -170,24 +178,24 @@ func (n *Node) openMesh() error {
 
 // openAPI takes the clients' and operators' port and joins the rooms that serve there.
 func (n *Node) openAPI() error {
-	listener, err := net.Listen("tcp", n.cfg.API.Listen)
-	if err != nil {
+	var err error
+	if n.listener, err = net.Listen("tcp", n.cfg.API.Listen); err != nil {
 		return listenError(n.cfg.API.Listen, err)
 	}
-	n.listener = netutil.LimitListener(listener, n.cfg.API.MaxConnections)
 	if err := n.notOurselves(); err != nil {
 		return err
 	}
-	n.toPeers = n.peerTransport()
 	registry := telemetry.NewRegistry(n.version)
 	n.registerMetrics(registry)
-	scheduler := schedule.New()
-	front, err := gateway.New(n.cfg.Gateway, gateway.Deps{
+	if n.scheduler, err = schedule.New(n.cfg.Schedule.Config, n.cfg.Gateway.Queue, n.cfg.Gateway.Stall, schedule.Deps{
+		View: n.View, Busy: n.engine.Busy, RTT: n.host.RTT,
+	}); err != nil {
+		return err
+	}
+	n.front, err = gateway.New(n.cfg.Gateway.Config, gateway.Deps{
 		Log: n.log, Registry: registry, View: n.View, Engine: n.engine, Peers: n.toPeers,
-		Pick: func(r cluster.Request, tried []cluster.NodeID) (*cluster.Node, func()) {
-			return scheduler.Pick(n.View(), r, tried)
-		},
-		Refresh: n.refreshNode, Stopping: n.stopping.Load,
+		Scheduler: n.scheduler, Waiting: n.scheduler.Waiting,
+		Refresh: n.refreshNode, Models: clientModels{n}, Stopping: n.stopping.Load,
 	})
 	if err != nil {
 		return err
@@ -195,21 +203,37 @@ func (n *Node) openAPI() error {
 	operators := control.New(control.Deps{
 		Log: n.log, Gatherer: registry, View: n.View, State: n.state, Stopping: n.stopping.Load, Now: time.Now,
 		Apply: n.apply, Transfer: n.transfer, Join: n.joinOther, Leave: n.leave, Addrs: n.tokenAddrs, Strangers: n.listStrangers,
+		Requests: n.front.Requests, Cancel: n.front.Cancel,
+		Pull: n.pullModel, Place: n.placeModel, Delete: n.deleteModel, Transfers: n.transfers, CancelTransfer: n.cancelTransfer,
 	})
 	mux := http.NewServeMux()
-	front.Register(mux)
+	n.front.Register(mux)
 	operators.Register(mux)
 	n.server = &http.Server{
-		Handler:           access.Door(n.cfg.API.CORS, n.cfg.LoopbackOnly(), mux),
+		Handler:           n.impatient(access.Door(n.cfg.API.CORS, n.cfg.LoopbackOnly(), mux)),
+		ConnState:         newConnections(n.cfg.API.MaxConnections).changed,
 		ReadHeaderTimeout: n.cfg.Gateway.Timeouts.Header,
 		IdleTimeout:       n.cfg.Gateway.Timeouts.Idle,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          n.httpLog(),
 	}
 	inner := http.NewServeMux()
-	front.RegisterLocal(inner)
+	n.front.RegisterLocal(inner)
+	n.models.RegisterPeers(inner)
 	n.inner = n.peerServer(inner)
 	return nil
+}
+
+// impatient gives a body that is announced a time to come, also where nobody reads it: before a
+// server answers it waits for the rest of a body that it was promised. Who reads it gives every piece
+// its own time.
+func (n *Node) impatient(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 {
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(n.cfg.Gateway.Timeouts.Read)) // a connection that cannot have one is closed
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // registerMetrics tells of the cluster as this node sees it.
@@ -242,12 +266,39 @@ func (n *Node) registerMetrics(r prometheus.Registerer) {
 		return truth(n.engine.Status().Engine.Condition == cluster.EngineReady)
 	})
 	gauge("ollamamax_engine_busy", "Requests that the engine beside this node is serving.", func() float64 { return float64(n.engine.Busy()) })
+	gauge("ollamamax_requests_waiting", "Requests that wait at this gateway for a slot of an engine.", func() float64 { return float64(n.scheduler.Length()) })
+	gauge("ollamamax_fetches", "Models that are on their way into the engine beside this node.", func() float64 { return float64(len(n.models.Told().Fetches)) })
+	gauge("ollamamax_blobs_damaged", "Files of models in the engine beside this node whose bytes have changed.", func() (count float64) {
+		for _, b := range n.models.Told().Blobs {
+			if b.State == cluster.BlobDamaged {
+				count++
+			}
+		}
+		return count
+	})
+	gauge("ollamamax_models_short", "Models with fewer living replicas than are wanted.", func() float64 { return float64(short(n.state(), n.View())) })
 	gauge("ollamamax_mesh_streams", "Streams open with other nodes.", func() (count float64) {
 		for _, streams := range n.host.Stats().Streams {
 			count += float64(streams)
 		}
 		return count
 	})
+}
+
+// short counts the models with fewer living replicas than are wanted.
+func short(state *cluster.State, view *cluster.View) (count int) {
+	for key, w := range state.Models {
+		living := 0
+		for _, r := range view.Replicas(key) {
+			if r.Model.Digest == w.Digest && r.Node.Condition != cluster.Dead {
+				living++
+			}
+		}
+		if w.Deleted == nil && living < max(1, int(w.Replicas)) {
+			count++
+		}
+	}
+	return count
 }
 
 // Addr is the address that clients reach the node at.
@@ -288,8 +339,12 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { n.bootstrap(base); return nil })
 	group.Go(func() error { n.knockAtBroken(base); return nil })
 	group.Go(func() error { n.keepMeasuring(base); return nil })
+	group.Go(func() error { n.keepPinging(base); return nil })
+	group.Go(func() error { n.keepAvailable(base); return nil })
+	group.Go(func() error { n.front.Run(base); return nil })
+	group.Go(func() error { return n.models.Run(base) })
 	group.Go(serve(n.inner, n.peering))
-	group.Go(serve(n.server, n.listener))
+	group.Go(serve(n.server, socket.Listen(n.listener)))
 	n.log.Info("serving", "api", "http://"+n.Addr(), "engine", n.engine.Where(), "data_dir", n.cfg.Node.DataDir,
 		"id", n.id, "version", n.version)
 
@@ -328,8 +383,11 @@ func (n *Node) close() error {
 	if c := n.consensus.Swap(nil); c != nil {
 		errs = append(errs, c.Close())
 	}
+	if n.models != nil {
+		errs = append(errs, n.models.Close())
+	}
 	if n.toPeers != nil {
-		n.toPeers.CloseIdleConnections()
+		n.toPeers.exchanges.CloseIdleConnections()
 	}
 	if n.listener != nil {
 		if err := n.listener.Close(); !errors.Is(err, net.ErrClosed) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ollamamax/ollamamax/internal/api"
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/roundtrip"
 )
 
 // Between nodes, HTTP runs over the mesh: the clients' routes, served by the own engine or refused
@@ -26,26 +27,41 @@ const (
 const maxInternal = 8 << 20
 
 // peerTransport carries HTTP to other nodes: the URL's host is the node's id.
-func (n *Node) peerTransport() *http.Transport {
-	return &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			id, _, err := net.SplitHostPort(addr)
-			if err != nil {
-				return nil, err
-			}
-			conn, err := n.host.Dial(ctx, cluster.NodeID(id), httpProtocol)
-			if err != nil {
-				return nil, &net.OpError{Op: "dial", Net: "mesh", Err: err}
-			}
-			return conn, nil
-		},
-		DisableCompression:  true, // bytes go through as they came
-		MaxIdleConns:        1024,
-		MaxIdleConnsPerHost: 256,
-		IdleConnTimeout:     90 * time.Second,
-		WriteBufferSize:     16 << 10,
-		ReadBufferSize:      16 << 10,
+type peerTransport struct {
+	uploads   *http.Transport   // for what streams to the other node
+	exchanges *roundtrip.Client // for all else
+}
+
+func (n *Node) newPeerTransport() *peerTransport {
+	dial := func(ctx context.Context, id string) (net.Conn, error) {
+		conn, err := n.host.Dial(ctx, cluster.NodeID(id), httpProtocol)
+		if err != nil {
+			return nil, &net.OpError{Op: "dial", Net: "mesh", Err: err}
+		}
+		return conn, nil
 	}
+	return &peerTransport{
+		exchanges: roundtrip.New(roundtrip.Config{Dial: dial, MaxIdle: 4096, IdleTimeout: 90 * time.Second}),
+		uploads: &http.Transport{
+			DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				id, _, err := net.SplitHostPort(addr)
+				if err != nil {
+					return nil, err
+				}
+				return dial(ctx, id)
+			},
+			DisableCompression: true, // bytes go through as they came
+			DisableKeepAlives:  true,
+		},
+	}
+}
+
+// RoundTrip sends a request to the node that its URL's host is.
+func (t *peerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Body == nil || r.GetBody != nil {
+		return t.exchanges.RoundTrip(r)
+	}
+	return t.uploads.RoundTrip(r)
 }
 
 // peerServer serves other nodes. Membership is checked at each request, since a connection may
@@ -62,7 +78,7 @@ func (n *Node) peerServer(mux *http.ServeMux) *http.Server {
 		mux.ServeHTTP(w, r)
 	})
 	return &http.Server{
-		Handler:           guarded,
+		Handler:           n.impatient(guarded),
 		ReadHeaderTimeout: n.cfg.Gateway.Timeouts.Header,
 		IdleTimeout:       n.cfg.Gateway.Timeouts.Idle,
 		MaxHeaderBytes:    64 << 10,
@@ -141,6 +157,9 @@ func (n *Node) ask(ctx context.Context, id cluster.NodeID, method, path string, 
 	r, err := http.NewRequestWithContext(ctx, method, "http://"+string(id)+path, bytes.NewReader(body))
 	if err != nil {
 		return err
+	}
+	if method != http.MethodGet {
+		r.GetBody = nil // it changes something: never sent twice
 	}
 	resp, err := n.toPeers.RoundTrip(r)
 	if err != nil {

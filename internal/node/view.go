@@ -46,6 +46,9 @@ func (n *Node) keepView(ctx context.Context) {
 	for {
 		n.rebuild()
 		n.disconnectDead()
+		if n.scheduler != nil {
+			n.scheduler.Notify() // what waited for a node may find it now
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -80,15 +83,15 @@ func (n *Node) sinceLook(last time.Time) time.Time {
 	return now
 }
 
-// looksOtherwise tells whether a peer's condition, or how busy this node is, is another than the
-// View shows.
+// looksOtherwise tells whether a peer's condition, how busy this node is, or what its clients ask for, is
+// another than the View shows.
 func (n *Node) looksOtherwise() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := time.Now()
 	for _, node := range n.View().Nodes {
 		if node.ID == n.id {
-			if node.Slots.Busy != n.engine.Busy() {
+			if node.Slots.Busy != n.engine.Busy() || node.Queue != n.scheduler.Length() || !slices.Equal(node.Demand, n.front.Demand()) {
 				return true
 			}
 			continue
@@ -151,6 +154,10 @@ func (n *Node) rebuild() {
 	}
 	v := cluster.NewView(n.id, now, nodes)
 	v.ClusterID, v.Leader, v.Term, v.Quorum, v.Voters = state.ClusterID, agreed.Leader, agreed.Term, agreed.Quorum, len(agreed.Voters)
+	v.Wanted = make(map[string]string, len(state.Models))
+	for key, w := range state.Models {
+		v.Wanted[key] = w.Digest
+	}
 	n.view.Store(v)
 	n.tell(*self)
 }
@@ -164,6 +171,18 @@ func (n *Node) describe(state *cluster.State) *cluster.Node {
 		Condition: cluster.Alive, State: cluster.Active, LastSeen: time.Now().UTC(), Boot: n.boot,
 		Labels: n.cfg.Node.Labels, Machine: *n.machine.Load(), Engine: &engineNow, Models: status.Models, Loaded: status.Loaded,
 		Slots: cluster.Slots{Busy: n.engine.Busy(), Total: n.engine.Slots()},
+	}
+	if n.models != nil {
+		n.describeModels(self)
+	}
+	if n.scheduler != nil {
+		self.Queue = n.scheduler.Length()
+	}
+	if n.front != nil {
+		self.Demand = n.front.Demand()
+	}
+	if out := n.out.Load(); out != nil {
+		self.Unavailable = *out
 	}
 	if m, ok := state.Members[n.id]; ok {
 		self.Name = m.Name
@@ -190,7 +209,7 @@ func (n *Node) describePeer(m cluster.Member, now time.Time) *cluster.Node {
 		node, pulse = &told, p.pulse
 	}
 	node.ID, node.Name = m.ID, m.Name
-	node.Slots = cluster.Slots{Busy: pulse.Busy, Total: pulse.Total}
+	node.Slots, node.Queue = cluster.Slots{Busy: pulse.Busy, Total: pulse.Total}, pulse.Queue
 	switch {
 	case pulse.Leaving:
 		node.State = cluster.Draining
@@ -206,7 +225,7 @@ func (n *Node) describePeer(m cluster.Member, now time.Time) *cluster.Node {
 
 // tell makes the own entry anew, without what changes all the time and what only others can say.
 func (n *Node) tell(self cluster.Node) {
-	self.Slots, self.LastSeen, self.Leader, self.Role, self.Condition = cluster.Slots{}, time.Time{}, false, "", ""
+	self.Slots, self.Queue, self.LastSeen, self.Leader, self.Role, self.Condition = cluster.Slots{}, 0, time.Time{}, false, "", ""
 	data, err := json.Marshal(self)
 	if err != nil {
 		panic(err) // our own types always marshal
@@ -230,7 +249,7 @@ func (n *Node) heartbeatDeps() mesh.HeartbeatDeps {
 			return slices.Collect(maps.Keys(n.state().Members))
 		},
 		Pulse: func() mesh.Pulse {
-			return mesh.Pulse{Busy: n.engine.Busy(), Total: n.engine.Slots(), Leaving: n.stopping.Load()}
+			return mesh.Pulse{Busy: n.engine.Busy(), Total: n.engine.Slots(), Queue: n.scheduler.Length(), Leaving: n.stopping.Load()}
 		},
 		Entry: func() (uint64, []byte) {
 			n.mu.Lock()
@@ -244,6 +263,7 @@ func (n *Node) heartbeatDeps() mesh.HeartbeatDeps {
 }
 
 func (n *Node) heard(id cluster.NodeID, pulse mesh.Pulse, at time.Time) {
+	n.scheduler.Heard(id, pulse.Busy)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	condition, _, _ := n.health.Judge(id, at)
@@ -267,6 +287,10 @@ func (n *Node) entryReceived(id cluster.NodeID, boot, version uint64, data []byt
 	}
 	told.Models = told.Models[:min(len(told.Models), maxModels)]
 	told.Loaded = told.Loaded[:min(len(told.Loaded), maxModels)]
+	told.Blobs = told.Blobs[:min(len(told.Blobs), maxModels)]
+	told.Fetches = told.Fetches[:min(len(told.Fetches), maxModels)]
+	told.Demand = told.Demand[:min(len(told.Demand), maxModels)]
+	told.Preload = told.Preload[:min(len(told.Preload), maxModels)]
 	told.P2PAddrs = told.P2PAddrs[:min(len(told.P2PAddrs), maxAddrs)]
 	n.mu.Lock()
 	p := n.peers[id]
