@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -135,15 +137,24 @@ func (b *lockedBuffer) String() string {
 	return b.buf.String()
 }
 
+// freePort is where the next search for a free port begins: below the ports that systems give to
+// connections going out, of which the tests that run meanwhile have thousands.
+var freePort atomic.Int64
+
+func init() { freePort.Store(12_000 + int64(os.Getpid()%100)*150) }
+
 // freeAddr returns a loopback address that was free a moment ago.
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 12_000+freePort.Add(1)%20_000)
+		if l, err := net.Listen("tcp", addr); err == nil {
+			l.Close()
+			return addr
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no free port")
+	return ""
 }
 
 // eventually waits until ok says so, and fails the test after limit.
@@ -212,8 +223,14 @@ func answers(url string) bool {
 // startOllama runs a real Ollama with a HOME of its own and the given models, and returns its URL.
 func startOllama(t *testing.T, models ...string) string {
 	t.Helper()
+	return startOllamaWith(t, nil, models...)
+}
+
+// startOllamaWith is startOllama with settings in its environment.
+func startOllamaWith(t *testing.T, env []string, models ...string) string {
+	t.Helper()
 	dir, home, addr := engineDir(t), t.TempDir(), freeAddr(t)
-	start(t, []string{"HOME=" + home, "OLLAMA_MODELS=" + filepath.Join(home, "models"), "OLLAMA_HOST=" + addr, "OLLAMA_NO_CLOUD=1"},
+	start(t, append([]string{"HOME=" + home, "OLLAMA_MODELS=" + filepath.Join(home, "models"), "OLLAMA_HOST=" + addr, "OLLAMA_NO_CLOUD=1"}, env...),
 		filepath.Join(dir, "bin", "ollama"), "serve")
 	url := "http://" + addr
 	eventually(t, 30*time.Second, "Ollama answers", func() bool { return answers(url + "/api/version") })
@@ -281,11 +298,16 @@ func startFake(t *testing.T, args ...string) string {
 	return url
 }
 
-// quietConfig is a configuration that keeps a test's nodes to themselves.
-func quietConfig(t *testing.T) string {
+// quietModels is what the models of a test's nodes are configured with: they stay where they are made, and no registry is
+// asked.
+const quietModels = `replicas: 1, mirror: "http://127.0.0.1:9"`
+
+// quietConfig is a configuration that keeps a test's nodes to themselves. Models are what is configured of them instead of quietModels.
+func quietConfig(t *testing.T, models ...string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(file, []byte("p2p: {mdns: false}\n"), 0o600); err != nil {
+	text := "p2p: {mdns: false}\nmodels: {" + cmp.Or(strings.Join(models, ""), quietModels) + "}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return file

@@ -289,7 +289,7 @@ func TestANodeCanLeave(t *testing.T) {
 func TestDrainLetsStreamsEndAndSendsNothingNew(t *testing.T) {
 	t.Parallel()
 	c := form(t, fakeMember(t, "a"), supervisedFake(t, "b"), fakeMember(t, "c"))
-	resp, err := client.Post(c[0].url+"/api/generate", "application/json", strings.NewReader(`{"model":"m","prompt":"x","options":{"num_predict":1500}}`))
+	resp, err := client.Post(c[0].url+"/api/generate", "application/json", strings.NewReader(`{"model":"m","prompt":"x","options":{"num_predict":6000}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
