@@ -103,7 +103,7 @@ func (p *heartbeatPeer) run(ctx context.Context) {
 			}
 		case <-redial.C:
 			p.dial(ctx)
-			redial.Reset(p.wait())
+			redial.Reset(3 * p.h.config.Interval) // sooner if that fails
 		case c := <-p.inbound:
 			p.accept(ctx, c)
 		case d := <-p.dialed:
@@ -113,10 +113,12 @@ func (p *heartbeatPeer) run(ctx context.Context) {
 				d.conn.Close()
 			case d.err == nil:
 				p.out = p.start(ctx, d.conn)
-			case p.in == nil:
-				p.h.deps.Closed(p.id, d.err)
+			default:
+				if p.in == nil {
+					p.h.deps.Closed(p.id, d.err)
+				}
+				redial.Reset(p.wait())
 			}
-			redial.Reset(p.wait())
 		case e := <-p.ended:
 			if p.end(e) {
 				redial.Reset(p.wait())
@@ -143,7 +145,7 @@ func (p *heartbeatPeer) forget() bool {
 // dials says whether this side is the one to dial.
 func (p *heartbeatPeer) dials() bool { return p.h.transport.ID() < p.id }
 
-// wait is how long to wait before the next dial.
+// wait is how long to wait before the next dial, after one that led to nothing.
 func (p *heartbeatPeer) wait() time.Duration {
 	if !p.dials() {
 		return 3 * p.h.config.Interval

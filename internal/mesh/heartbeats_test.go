@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -317,6 +318,31 @@ func TestTheOtherSideDialsWhenTheFirstCannot(t *testing.T) {
 		}
 		if a.beatsOf("b") == 0 || b.beatsOf("a") == 0 {
 			t.Errorf("%d and %d beats", a.beatsOf("b"), b.beatsOf("a"))
+		}
+	})
+}
+
+func TestAPeerThatIsNotReadyYetIsHeardSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory()
+		var ready atomic.Bool
+		nb := m.Node("b", Deps{Admit: func(cluster.NodeID, []byte) error {
+			if !ready.Load() {
+				return errors.New("not a member yet")
+			}
+			return nil
+		}})
+		a := newBeater(t, m.Node("a", Deps{Admit: admitAll}), 1, "b")
+		b := newBeater(t, nb, 1, "a")
+		defer m.Kill("a")
+		defer m.Kill("b")
+		defer a.stop()
+		defer b.stop()
+		settle(100 * time.Millisecond)
+		ready.Store(true)
+		settle(300 * time.Millisecond)
+		if len(a.closedOf("b")) == 0 || a.beatsOf("b") == 0 || b.beatsOf("a") == 0 {
+			t.Errorf("after refusals %v: %d and %d beats", a.closedOf("b"), a.beatsOf("b"), b.beatsOf("a"))
 		}
 	})
 }

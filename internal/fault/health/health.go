@@ -19,8 +19,8 @@ const (
 	SuspectAfter = 1500 * time.Millisecond
 	// DeadAfter is the silence after which it is dead.
 	DeadAfter = 3 * time.Second
-	// DeadAfterBreak is the same once its connection has broken: a process that lives reconnects
-	// within that time.
+	// DeadAfterBreak is the same once the connection with a node that was heard has broken: a process
+	// that lives reconnects within that time. One that was never heard may still be starting.
 	DeadAfterBreak = 700 * time.Millisecond
 )
 
@@ -95,7 +95,7 @@ func (d *Detector) Judge(id cluster.NodeID, now time.Time) (cluster.Condition, s
 		return cluster.Dead, "stopped", last
 	case !r.broken.IsZero() && r.gone:
 		return cluster.Dead, r.why, last
-	case !r.broken.IsZero() && now.Sub(r.broken) >= DeadAfterBreak:
+	case !r.broken.IsZero() && r.ever && now.Sub(r.broken) >= DeadAfterBreak:
 		return cluster.Dead, r.why, last
 	case silence >= DeadAfter:
 		return cluster.Dead, "silent for " + silence.Truncate(time.Second).String(), last

@@ -36,6 +36,10 @@ func TestJudge(t *testing.T) {
 		{"about to go", func(d *Detector) { d.Heard("a", true, t0) }, 1000 * ms, cluster.Alive},
 		{"expected, not heard", func(d *Detector) { d.Expect("a", t0) }, 1000 * ms, cluster.Suspect},
 		{"expected, never heard", func(d *Detector) { d.Expect("a", t0) }, 3000 * ms, cluster.Dead},
+		// One that has just joined does not listen yet when the first that hear of it dial it.
+		{"expected, not heard, cannot be reached yet", func(d *Detector) { d.Expect("a", t0); d.Broke("a", false, "not admitted", at(10*ms)) }, 1500 * ms, cluster.Suspect},
+		{"expected, never heard, cannot be reached", func(d *Detector) { d.Expect("a", t0); d.Broke("a", false, "not admitted", at(10*ms)) }, 3000 * ms, cluster.Dead},
+		{"expected, not heard, refused", func(d *Detector) { d.Expect("a", t0); d.Broke("a", true, "refused", at(10*ms)) }, 20 * ms, cluster.Dead},
 		{"forgotten", func(d *Detector) { d.Heard("a", false, t0); d.Forget("a") }, 0, cluster.Suspect},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
