@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +54,7 @@ type member struct {
 	engine *httptest.Server
 	http   *http.Transport
 	stop   func()
+	loses  atomic.Int32 // so many answers of other nodes are lost
 
 	// Under the group's lock.
 	held []cluster.Model
@@ -122,18 +124,19 @@ func (g *group) open(n *member) {
 		t.Fatal(err)
 	}
 	n.refresh(t.Context())
+	peers := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		return in.Dial(ctx, cluster.NodeID(host), "http/1")
+	}}
 	log := slog.New(slog.NewTextHandler(g, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.id)
 	m, err := Open(g.cfg, Deps{
 		Log: log, DataDir: n.data, Self: n.id, View: func() *cluster.View { return g.view(n.id) }, State: g.agreed, Apply: g.apply,
 		Engine: n, EngineModels: func() ([]cluster.Model, bool) { g.mu.Lock(); defer g.mu.Unlock(); return n.held, true },
 		Refresh: n.refresh, Seen: func(context.Context, cluster.NodeID) {}, Changed: func() {},
-		Peers: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			host, _, err := net.SplitHostPort(addr)
-			if err != nil {
-				return nil, err
-			}
-			return in.Dial(ctx, cluster.NodeID(host), "http/1")
-		}},
+		Peers: losing{peers, &n.loses},
 		Mesh: in, Upstream: n.http, Now: time.Now,
 	})
 	if err != nil {
@@ -169,6 +172,20 @@ func (g *group) open(n *member) {
 		n.engine.Close()
 	})
 	t.Cleanup(func() { n.stop() })
+}
+
+// losing are the other nodes, some of whose answers are lost.
+type losing struct {
+	http.RoundTripper
+	loses *atomic.Int32
+}
+
+func (l losing) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(r)
+	if err != nil || l.loses.Add(-1) < 0 {
+		return resp, err
+	}
+	return nil, errors.Join(errors.New("the connection broke"), resp.Body.Close())
 }
 
 // lead makes a node the leader.

@@ -101,6 +101,24 @@ func TestModelOfOneNodeReachesTheOthersThoughItsHolderDies(t *testing.T) {
 	}
 }
 
+func TestAWishWhoseAnswerIsLostIsAskedForAgain(t *testing.T) {
+	g := newGroup(t, "a", "b", "c")
+	var m manifest.Manifest
+	nodes := g.start(func(n *member) {
+		if n.id == "b" {
+			m = n.write("mine", 2<<20, 7)
+		}
+	})
+	nodes[1].loses.Store(2)
+	if err := nodes[1].Made(t.Context(), "b", "mine", m.Model, m.Size()); err != nil {
+		t.Fatal(err)
+	}
+	if lost := nodes[1].loses.Load(); lost >= 0 {
+		t.Fatalf("%d answers were not lost", lost)
+	}
+	until(t, "a second node with the model", func() bool { return nodes[0].has("mine", m) == nil || nodes[2].has("mine", m) == nil })
+}
+
 func TestPiecesThatNobodyCompletesAreFilledFromTheRegistry(t *testing.T) {
 	g := newGroup(t, "a", "b")
 	data := some(13<<20, 3)

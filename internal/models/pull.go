@@ -133,13 +133,14 @@ func (m *Models) resolve(ctx context.Context, name manifest.Name) (known, error)
 	return m.manifestFromAnywhere(ctx, name, FetchRequest{Digest: held})
 }
 
-// askToPlace asks the leader to have a wish agreed, and returns the nodes that are to hold the model.
+// askToPlace asks the leader to have a wish agreed, and returns the nodes that are to hold the model. A wish
+// whose answer was lost is told again: it changes nothing the second time.
 func (m *Models) askToPlace(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	for {
 		nodes, err := m.askOnceToPlace(ctx, wish)
-		again := errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrNoQuorum) && m.deps.View().Quorum
+		again := errors.Is(err, errNoAnswer) || errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrNoQuorum) && m.deps.View().Quorum
 		if !again {
 			return nodes, err
 		}
