@@ -137,7 +137,7 @@ func (g *group) open(n *member) {
 		Engine: n, EngineModels: func() ([]cluster.Model, bool) { g.mu.Lock(); defer g.mu.Unlock(); return n.held, true },
 		Refresh: n.refresh, Seen: func(context.Context, cluster.NodeID) {}, Changed: func() {},
 		Peers: losing{peers, &n.loses},
-		Mesh: in, Upstream: n.http, Now: time.Now,
+		Mesh:  in, Upstream: n.http, Now: time.Now,
 	})
 	if err != nil {
 		t.Fatal(err)
