@@ -11,6 +11,9 @@ import (
 	"github.com/ollamamax/ollamamax/internal/cluster"
 )
 
+// transferTries is how often a voter is asked to take the leadership.
+const transferTries = 3
+
 // errNoAnswer: a voter that should lead has not answered lately.
 var errNoAnswer = errors.New("no answer")
 
@@ -80,7 +83,7 @@ func (c *Consensus) Transfer(ctx context.Context, to cluster.NodeID) error {
 	}
 	asked := time.Now()
 	heir, err := c.successor(to, term)
-	for errors.Is(err, errNoAnswer) && time.Since(asked) < c.cfg.Election && pause(ctx, c.Changed(), reconcileEvery/10) {
+	for errors.Is(err, errNoAnswer) && time.Since(asked) < leaderPatience*c.cfg.Election && pause(ctx, c.Changed(), reconcileEvery/10) {
 		heir, err = c.successor(to, term) // a new leader has heard from nobody for a moment
 	}
 	if err != nil {
@@ -88,7 +91,15 @@ func (c *Consensus) Transfer(ctx context.Context, to cluster.NodeID) error {
 	}
 	to = heir
 	id, addr := server(to)
-	if err := c.ask(func() raft.Future { return c.raft.LeadershipTransferToServer(id, addr) }); err != nil {
+	for try := 1; ; try++ {
+		changed := c.Changed()
+		err := c.ask(func() raft.Future { return c.raft.LeadershipTransferToServer(id, addr) })
+		if err == nil {
+			break
+		}
+		if now, leads := c.leads(); leads && now == term && try < transferTries && pause(ctx, changed, reconcileEvery/10) {
+			continue // raft gives the other one an election timeout to take it
+		}
 		return fmt.Errorf("hand leadership to %s: it did not take it; this node still leads: %w", c.name(to), err)
 	}
 	for {
@@ -167,7 +178,7 @@ func (c *Consensus) successor(to cluster.NodeID, term uint64) (cluster.NodeID, e
 	var most uint64
 	for _, id := range st.Voters {
 		a := c.trans.follower(id, term)
-		alive := id != c.deps.Self && c.deps.Healthy(id) && time.Since(a.at) < c.cfg.Election
+		alive := id != c.deps.Self && c.deps.Healthy(id) && time.Since(a.at) < leaderPatience*c.cfg.Election
 		switch {
 		case to == "" && alive && (best == "" || a.match > most):
 			best, most = id, a.match

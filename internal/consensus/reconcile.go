@@ -72,7 +72,7 @@ func (c *Consensus) picture(seen map[cluster.NodeID]health, now time.Time) pictu
 		p.servers = append(p.servers, voter{id: id, votes: s.Suffrage == raft.Voter})
 		a := c.trans.follower(id, c.raft.CurrentTerm())
 		h := seen[id]
-		h.look(c.deps.Healthy(id) && now.Sub(a.at) < c.cfg.Election, now)
+		h.look(c.deps.Healthy(id) && now.Sub(a.at) < leaderPatience*c.cfg.Election, now)
 		if _, member := state.Members[id]; member {
 			h.gone = false
 		} else {

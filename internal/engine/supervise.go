@@ -29,6 +29,9 @@ const (
 	stopGrace   = 5 * time.Second // from asking the engine to stop to ending it
 )
 
+// errNoModels: a llama-server cannot begin yet.
+var errNoModels = errors.New("no *" + modelSuffix)
+
 // record is how a node that was killed finds the engine that it left behind.
 type record struct {
 	PID     int   `json:"pid"`
@@ -55,12 +58,13 @@ func (e *Engine) supervise(ctx context.Context) error {
 			backoff = minBackoff
 			continue
 		}
-		if time.Since(began) > steadyAfter {
+		if time.Since(began) > steadyAfter || errors.Is(err, errNoModels) { // who puts one there is not to wait
 			backoff = minBackoff
 		}
 		ended := err.Error()
-		e.ended.Store(&ended)
-		e.deps.Log.Warn("engine ended; restarting it", "command", e.cfg.Command, "err", err, "in", backoff)
+		if before := e.ended.Swap(&ended); !errors.Is(err, errNoModels) || before == nil || *before != ended {
+			e.deps.Log.Warn("engine ended; restarting it", "command", e.cfg.Command, "err", err, "in", backoff)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -176,7 +180,7 @@ func (e *Engine) commandLine(addr, models string) (args, env []string, err error
 	case err != nil:
 		return nil, nil, fmt.Errorf("list models: %w", err)
 	case len(files) == 0:
-		return nil, nil, fmt.Errorf("no *.gguf in %s: put a model there, or name its folder in engine.models_dir", models)
+		return nil, nil, fmt.Errorf("%w in %s: put a model there, or name its folder in engine.models_dir", errNoModels, models)
 	case len(files) == 1:
 		name := strings.TrimSuffix(files[0], modelSuffix) // else it would be called by its whole path
 		return append(args, "--model", filepath.Join(models, files[0]), "--alias", name), env, nil

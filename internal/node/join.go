@@ -29,11 +29,35 @@ type joinAnswer struct {
 	Addrs       map[cluster.NodeID][]string `json:"addrs"`
 }
 
-// redeem turns a token into a membership: it asks the members that the token names, one after the
-// other, until one answers. A refusal is final; it changed nothing, and so may be tried again.
+// redeem turns a token into a membership. Members that cannot agree now, or whose answer is lost, are asked again
+// until joinTimeout: joining twice is joining once.
 func (n *Node) redeem(ctx context.Context, token cluster.JoinToken) (*membership, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
+	var before error // the end of the time tells less
+	for {
+		m, err := n.redeemOnce(ctx, token)
+		if ctx.Err() != nil && before != nil && err != nil {
+			return nil, before
+		}
+		again := errors.Is(err, errJoinLost) || errors.Is(err, cluster.ErrNoQuorum) || errors.Is(err, cluster.ErrUncertain) || errors.Is(err, cluster.ErrNotLeader)
+		if !again {
+			return m, err
+		}
+		before = err
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(joinAgain):
+		}
+	}
+}
+
+// errJoinLost: a member that was reached gave no answer.
+var errJoinLost = errors.New("no answer")
+
+// redeemOnce asks the members that the token names, one after the other, until one answers. A refusal changed nothing.
+func (n *Node) redeemOnce(ctx context.Context, token cluster.JoinToken) (*membership, error) {
 	connect, cancelConnect := context.WithTimeout(ctx, connectTimeout) // not all that it names need be up
 	defer cancelConnect()
 	reached, err := n.host.Connect(connect, token.Addrs)
@@ -43,6 +67,7 @@ func (n *Node) redeem(ctx context.Context, token cluster.JoinToken) (*membership
 	for _, id := range reached {
 		var a *joinAnswer
 		if a, err = n.askToJoin(ctx, id, token); err != nil {
+			err = fmt.Errorf("%w: %w", errJoinLost, err)
 			continue
 		}
 		if a.Error != "" {

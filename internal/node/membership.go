@@ -25,6 +25,7 @@ const (
 	httpProtocol = "http/1"
 
 	joinTimeout    = 15 * time.Second
+	joinAgain      = 250 * time.Millisecond
 	connectTimeout = 5 * time.Second
 	maxJoin        = 64 << 10 // bytes of a newcomer's request
 	maxJoinAnswer  = 4 << 20  // bytes of the answer, with the addresses of all members

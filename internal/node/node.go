@@ -49,7 +49,7 @@ import (
 const StopGrace = 30 * time.Second
 
 // handOverGrace is how long the leadership may take to be handed over after that.
-const handOverGrace = 5 * time.Second
+const handOverGrace = 10 * time.Second
 
 // Node is one OllamaMax node.
 type Node struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -191,8 +192,29 @@ func (n *Node) forwardCommand(ctx context.Context, leader cluster.NodeID, c clus
 	return a.Version, nil
 }
 
-// transfer hands the leadership over, through the leader.
+// transfer hands the leadership over, through the leader. It waits a while for one to be elected.
 func (n *Node) transfer(ctx context.Context, to cluster.NodeID) error {
+	ctx, cancel := context.WithTimeout(ctx, transferTimeout)
+	defer cancel()
+	for {
+		err := n.askToTransfer(ctx, to)
+		if !errors.Is(err, cluster.ErrNotLeader) && !errors.Is(err, cluster.ErrNoQuorum) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(transferAgain):
+		}
+	}
+}
+
+const (
+	transferTimeout = 5 * time.Second
+	transferAgain   = 100 * time.Millisecond
+)
+
+func (n *Node) askToTransfer(ctx context.Context, to cluster.NodeID) error {
 	c := n.consensus.Load()
 	if c == nil {
 		return cluster.ErrNotMember
@@ -235,4 +257,5 @@ func (n *Node) refreshNode(ctx context.Context, node *cluster.Node) {
 	}
 }
 
-const refreshTimeout = 2 * time.Second
+// refreshTimeout bounds asking a peer that is alive and very slow; the connection of one that dies breaks.
+const refreshTimeout = 15 * time.Second

@@ -21,7 +21,8 @@ const (
 	DeadAfter = 3 * time.Second
 	// DeadAfterBreak is the same once the connection with a node that was heard has broken: a process
 	// that lives reconnects within that time. One that was never heard may still be starting.
-	DeadAfterBreak = 700 * time.Millisecond
+	// A process that is gone is refused, and need not be waited for.
+	DeadAfterBreak = 1500 * time.Millisecond
 )
 
 // Detector judges the nodes that it has been told of.
@@ -75,6 +76,9 @@ func (d *Detector) Broke(id cluster.NodeID, refused bool, why string, now time.T
 func (d *Detector) Paused(gap time.Duration) {
 	for _, r := range d.nodes {
 		r.heard = r.heard.Add(gap)
+		if !r.broken.IsZero() {
+			r.broken = r.broken.Add(gap)
+		}
 	}
 }
 

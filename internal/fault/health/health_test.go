@@ -26,7 +26,12 @@ func TestJudge(t *testing.T) {
 			d.Broke("a", false, "reset", at(100*ms))
 			d.Broke("a", true, "refused", at(120*ms))
 		}, 121 * ms, cluster.Dead},
-		{"broken for long", func(d *Detector) { d.Heard("a", false, t0); d.Broke("a", false, "reset", at(100*ms)) }, 800 * ms, cluster.Dead},
+		{"broken for long", func(d *Detector) { d.Heard("a", false, t0); d.Broke("a", false, "reset", at(100*ms)) }, 1600 * ms, cluster.Dead},
+		{"broken, and we were paused", func(d *Detector) {
+			d.Heard("a", false, t0)
+			d.Broke("a", false, "reset", at(100*ms))
+			d.Paused(1000 * ms)
+		}, 1600 * ms, cluster.Suspect},
 		{"broken and back", func(d *Detector) {
 			d.Heard("a", false, t0)
 			d.Broke("a", true, "refused", at(100*ms))
