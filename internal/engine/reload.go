@@ -83,6 +83,9 @@ func (e *Engine) Reload(ctx context.Context, anew bool) error {
 // shut lets no more requests to the engine if it serves none; false: it does, and goes on. With wait it first lets those
 // end that are under way.
 func (e *Engine) shut(ctx context.Context, run int64, wait bool) bool {
+	if !wait && e.Busy() > 0 {
+		return false
+	}
 	base := e.base.Swap(nil)
 	if wait && e.Busy() > 0 {
 		e.look(ctx, false)
