@@ -313,14 +313,16 @@ func (m *Models) fromMembers(ctx context.Context, s *supply, root cluster.Root) 
 
 // fromUpstream gets the blob, or what is missing of it, from the registry that the model's name means. Why members
 // did not give it may be said.
-func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) error {
+func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var renewing sync.WaitGroup
 	renewing.Go(func() { m.renewLease(ctx, s.digest) })
 	defer func() {
 		cancel()
 		renewing.Wait()
-		m.giveLeaseBack(ctx, s.digest)
+		if err != nil { // else it lapses: until all have heard who has the blob, nobody is to ask for it again
+			m.giveLeaseBack(ctx, s.digest)
+		}
 	}()
 	m.mu.Lock()
 	s.upstream, s.got = true, 0
