@@ -197,7 +197,7 @@ func (m *Models) bringBack(ctx context.Context) error {
 		})
 		if !unwanted {
 			err := m.Fetch(ctx, a.FetchRequest, nil)
-			if err != nil && !errors.Is(err, errDeleted) && !errors.Is(err, ErrCancelled) {
+			if err != nil && !errors.Is(err, errDeleted) { // who cancels it does not want the model deleted
 				return err
 			}
 		}

@@ -134,6 +134,9 @@ func (s *shelf) RoundTrip(r *http.Request) (*http.Response, error) {
 	case "/api/generate":
 		fmt.Fprint(w, `{"done":true}`)
 	case "/api/pull":
+		if before != nil {
+			before("pull")
+		}
 		if err := s.pull(r.Context(), body.Model); err != nil {
 			_ = json.NewEncoder(w).Encode(map[string]string{"error": err.Error()})
 			break
@@ -161,7 +164,7 @@ func (s *shelf) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// hook has functions called before and after each delete, unload and copy to a name of its own.
+// hook has functions called before and after each delete, unload and copy to a name of its own, and before each pull.
 func (s *shelf) hook(before, after func(ask string)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -279,6 +279,40 @@ func TestACrashInTheMiddleOfARepairLosesNoModel(t *testing.T) {
 	}
 }
 
+func TestATransferThatBringsAModelBackIsNotCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, good, bad := newStores(t), newShelf(t), newShelf(t)
+		weights := random(1, 9<<20)
+		good.put("m", weights, []byte("{}"))
+		model := bad.put("mine", weights, []byte("{ }")) // which nobody else has
+		w.place("mine", model, 1)
+		hex := manifest.DigestOf(weights)
+		w.node("a", good, t.TempDir(), nil)
+		n := w.node("b", bad, t.TempDir(), nil)
+		time.Sleep(10 * time.Minute)
+		bad.flip(hex)
+		cancelled := 0
+		bad.hook(func(ask string) {
+			if ask != "pull" || cancelled > 0 {
+				return
+			}
+			cancelled++
+			id := n.Transfers()[0].ID
+			if err := n.CancelOn(t.Context(), "b", id); !errors.Is(err, ErrRepair) {
+				t.Errorf("it is cancelled: %v", err)
+			}
+			n.Cancel(id) // as a node does whose asker does not know better
+		}, nil)
+		time.Sleep(25 * time.Hour)
+		if cancelled != 1 || bad.names()["mine:latest"] != model || !bad.right(hex) {
+			t.Errorf("after %d attempts to cancel there are %v", cancelled, bad.names())
+		}
+		if _, wanted := w.state.WantedModel("mine"); !wanted {
+			t.Error("the model is not wanted any more")
+		}
+	})
+}
+
 func TestADamagedModelThatWasPlacedIsReplacedFromTheRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w, s, far := newStores(t), newShelf(t), t.TempDir()

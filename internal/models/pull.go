@@ -341,6 +341,9 @@ func (m *Models) Place(ctx context.Context, p cluster.Place) error {
 // ErrNoTransfer is returned for a transfer that is not there.
 var ErrNoTransfer = errors.New("no such transfer")
 
+// ErrRepair is returned for a transfer that cannot be cancelled: until it has ended the model is nowhere but in the spool.
+var ErrRepair = errors.New("it brings back a model that was deleted since a file of it was damaged")
+
 // TransfersOf lists the models that are on their way to a node.
 func (m *Models) TransfersOf(ctx context.Context, id cluster.NodeID) (all []Transfer, err error) {
 	if id == m.deps.Self {
@@ -363,6 +366,9 @@ func (m *Models) CancelOn(ctx context.Context, id cluster.NodeID, transfer strin
 		return ErrNoTransfer
 	}
 	name := all[i].Model
+	if all[i].Repair {
+		return fmt.Errorf("cancel transfer of %s: %w", name, ErrRepair)
+	}
 	if w, ok := m.deps.State().WantedModel(name); ok {
 		held := 0
 		for _, r := range m.deps.View().Replicas(name) {

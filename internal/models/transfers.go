@@ -27,7 +27,7 @@ func (m *Models) Transfers() []Transfer {
 	defer m.mu.Unlock()
 	all := make([]Transfer, 0, len(m.jobs))
 	for _, r := range m.jobs {
-		t := Transfer{ID: r.id, Model: r.request.Name, Digest: r.digest, Since: r.since, Waiting: !r.started}
+		t := Transfer{ID: r.id, Model: r.request.Name, Digest: r.digest, Since: r.since, Waiting: !r.started, Repair: m.repairs.isAway(r.digest)}
 		if r.manifest != nil {
 			t.Size = r.manifest.Size()
 			t.Have = t.Size
@@ -76,6 +76,7 @@ type Transfer struct {
 	Model    string
 	Digest   string
 	Waiting  bool  // others are fetched before it
+	Repair   bool  // it brings back what a repair deleted
 	Size     int64 // bytes of the model; 0 until its manifest is here
 	Have     int64
 	Rate     float64 // bytes a second

@@ -222,6 +222,9 @@ func (n *Node) cancelTransfer(ctx context.Context, id string) error {
 			if errors.Is(err, models.ErrNoTransfer) {
 				continue // another node's name may begin the same
 			}
+			if errors.Is(err, models.ErrRepair) {
+				return &api.Error{Code: api.CodeConflict, Message: err.Error(), Hint: "`ollamamax rm` deletes the model if it is not wanted any more"}
+			}
 			return err
 		}
 	}
