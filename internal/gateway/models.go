@@ -57,14 +57,21 @@ func (g *Gateway) pull(x *exchange) {
 		said = func([]byte) error { return nil }
 	}
 	err := g.deps.Models.Pull(x.ctx, req.Model, wants.Insecure, said)
+	if err != nil && x.ctx.Err() != nil { // its deadline has passed, or an operator has cancelled it
+		if err = context.Cause(x.ctx); x.status != 0 && errors.Is(err, context.DeadlineExceeded) {
+			err = errors.New("the request's deadline passed before the model was here")
+		}
+	}
 	switch {
 	case errors.Is(err, cluster.ErrNotMember) && x.status == 0:
 		g.own(x, req)
-	case x.ctx.Err() != nil:
+	case x.r.Context().Err() != nil:
 		return // the client is gone
 	case err != nil && x.status != 0:
 		data, _ := json.Marshal(map[string]string{"error": err.Error()}) // a string always has a form
 		_ = write(data)                                                  // a client that is gone has no use for it
+	case x.ctx.Err() != nil && err != nil:
+		g.fail(x, err)
 	case err != nil:
 		g.fail(x, &refusal{status: http.StatusInternalServerError, message: err.Error()})
 	case !req.stream:

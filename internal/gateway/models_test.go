@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -21,16 +23,22 @@ type keeper struct {
 	said []string
 	err  error
 	says []string // records of a pull, before err
+	// goesOn: a pull does not end by itself.
+	goesOn bool
 }
 
 func (k *keeper) Valid(name string) bool { return !strings.Contains(name, " ") }
 
-func (k *keeper) Pull(_ context.Context, name string, insecure bool, progress func([]byte) error) error {
+func (k *keeper) Pull(ctx context.Context, name string, insecure bool, progress func([]byte) error) error {
 	k.said = append(k.said, fmt.Sprintf("pull %s %v", name, insecure))
 	for _, record := range k.says {
 		if err := progress([]byte(record)); err != nil {
 			return err
 		}
+	}
+	if k.goesOn {
+		<-ctx.Done()
+		return context.Cause(ctx)
 	}
 	return k.err
 }
@@ -92,6 +100,49 @@ func TestAPullIsTheClustersAffair(t *testing.T) {
 			if w.Code != tc.code || w.Body.String() != tc.answer || strings.Join(k.said, ", ") != tc.said || (asked == "a") != tc.own {
 				t.Errorf("%d %q, %q, engines asked %q", w.Code, w.Body, k.said, asked)
 			}
+		})
+	}
+}
+
+func TestAPullThatIsEndedTellsWhy(t *testing.T) {
+	for what, tc := range map[string]struct {
+		body, deadline string
+		cancel         bool
+		code           int
+		answer         string
+	}{
+		"by an operator, in a stream":     {`{"model":"x"}`, "", true, 200, `{"error":"the request was cancelled by an operator"}`},
+		"by an operator, whole":           {`{"model":"x","stream":false}`, "", true, 503, `{"error":"the request was cancelled by an operator"}`},
+		"by its deadline, in a stream":    {`{"model":"x"}`, "1s", false, 200, `{"error":"the request's deadline passed before the model was here"}`},
+		"by its deadline, whole":          {`{"model":"x","stream":false}`, "1s", false, 504, `{"error":"the request's deadline passed before an answer began"}`},
+		"by the client, who sees no more": {`{"model":"x"}`, "gone", false, 200, `{"status":"pulling manifest"}`},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				nodes := testNodes("a")
+				g := newGateway(t, inOrder(nodes), nodes, nil)
+				g.deps.Models = &keeper{says: []string{`{"status":"pulling manifest"}`}, goesOn: true}
+				mux := http.NewServeMux()
+				g.Register(mux)
+				ctx, leave := context.WithCancel(t.Context())
+				r := httptest.NewRequestWithContext(ctx, "POST", "/api/pull", strings.NewReader(tc.body))
+				r.Header.Set("X-Request-Id", "p")
+				switch {
+				case tc.cancel:
+					time.AfterFunc(time.Second, func() { g.Cancel("p") })
+				case tc.deadline == "gone":
+					time.AfterFunc(time.Second, leave)
+				default:
+					r.Header.Set("X-Deadline", tc.deadline)
+				}
+				w := httptest.NewRecorder()
+				mux.ServeHTTP(w, r)
+				lines := strings.Split(strings.TrimSpace(w.Body.String()), "\n")
+				if w.Code != tc.code || lines[len(lines)-1] != tc.answer {
+					t.Errorf("%d %q", w.Code, w.Body)
+				}
+				leave()
+			})
 		})
 	}
 }
