@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/models/blob"
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
 )
 
@@ -141,6 +142,9 @@ func (m *Models) writeAway(list []away) error {
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), file)
+	}
+	if err == nil {
+		err = blob.SyncFolder(filepath.Dir(file))
 	}
 	if err != nil {
 		return fmt.Errorf("remember names: %w", err)

@@ -443,3 +443,19 @@ func (n *stored) tells(digest string) cluster.BlobState {
 	}
 	return ""
 }
+
+// isSynced tells whether a blob in the spool outlives a loss of power: its state file says of each piece that it does.
+func (n *stored) isSynced(hex string) bool {
+	n.shelf.t.Helper()
+	p, err := n.spool.Get(n.dying, digest(hex))
+	if err != nil {
+		n.shelf.t.Fatal(err)
+	}
+	state, err := os.ReadFile(filepath.Join(n.deps.DataDir, spoolDir, blobsDir, hex+".state"))
+	if err != nil {
+		n.shelf.t.Fatal(err)
+	}
+	const synced = 2
+	pieces := state[len(state)-p.List().Len():]
+	return !slices.ContainsFunc(pieces, func(state byte) bool { return state != synced })
+}

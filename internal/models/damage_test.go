@@ -203,6 +203,9 @@ func TestADamagedBlobIsReplacedFromAMemberWithEveryNameThatUsesIt(t *testing.T) 
 				if p, err := n.spool.Get(t.Context(), digest(manifest.DigestOf(data))); err != nil || p.Missing() > 0 {
 					t.Errorf("%s: a blob is not in the spool yet: %v", ask, err)
 				}
+				if !n.isSynced(manifest.DigestOf(data)) {
+					t.Errorf("%s: a loss of power takes a blob from the spool", ask)
+				}
 			}
 			if p, err := n.spool.Get(t.Context(), digest(manifest.DigestOf(shared))); err == nil {
 				t.Errorf("a blob that stays was copied: %d", p.List().Size())

@@ -225,7 +225,7 @@ func (m *Models) keepManifest(model string, data []byte) error {
 		return fmt.Errorf("keep manifest: %w", err)
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Close())
+	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), file)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -161,6 +162,15 @@ func (m *Models) replace(ctx context.Context, r repair, all []manifest.Blob) err
 		}
 		m.deps.Log.Info("model is installed anew, since a blob is damaged", "model", name.Name, "digest", short(name.Digest))
 		names = append(names, parsed)
+	}
+	// What the spool has is all that is left of a model once its name is deleted, also if the power fails.
+	for _, b := range all {
+		if err := m.spool.Sync(ctx, digest(b.Digest)); err != nil {
+			return err
+		}
+	}
+	if err := blob.SyncFolder(filepath.Join(m.deps.DataDir, spoolDir, manifestDir)); err != nil {
+		return err
 	}
 	if err := m.setAway(r.names, m.deps.Now()); err != nil {
 		return err

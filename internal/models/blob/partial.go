@@ -39,12 +39,13 @@ type Partial struct {
 	list *List
 	data file
 
+	syncing sync.Mutex // held by who syncs; taken before mu
+
 	mu      sync.Mutex
 	state   stateFile
 	pieces  []byte
 	missing int
-	fresh   int // pieces that are written and not synced
-	syncing bool
+	fresh   int  // pieces that are written and not synced
 	whole   bool // the list was found to be the digest's
 	closed  bool
 	changed chan struct{}
@@ -118,22 +119,29 @@ func (p *Partial) WritePiece(i int, b []byte) error {
 	p.missing--
 	p.fresh++
 	p.change()
-	due := p.fresh >= syncAfter && !p.syncing && p.missing > 0
+	due := p.fresh >= syncAfter && p.missing > 0
 	p.mu.Unlock()
-	if due {
+	if due && p.syncing.TryLock() { // else another goroutine is at it
+		defer p.syncing.Unlock()
 		return p.sync()
 	}
 	return nil
 }
 
-// sync makes the pieces that are written trusted. Another call that comes meanwhile does nothing.
+// Sync returns when a loss of power takes nothing any more of what was written before.
+func (p *Partial) Sync() error {
+	p.syncing.Lock()
+	defer p.syncing.Unlock()
+	return p.sync()
+}
+
+// sync makes the pieces that are written trusted. The caller holds syncing.
 func (p *Partial) sync() error {
 	p.mu.Lock()
-	if p.syncing || p.fresh == 0 {
+	if p.fresh == 0 {
 		p.mu.Unlock()
 		return nil
 	}
-	p.syncing = true
 	var batch []int
 	for i, s := range p.pieces {
 		if s == written {
@@ -146,7 +154,6 @@ func (p *Partial) sync() error {
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.syncing = false
 	for _, i := range batch {
 		if err != nil || p.pieces[i] != written {
 			continue
@@ -292,7 +299,7 @@ func (p *Partial) forget(i int) error {
 
 // close syncs and closes. The files stay.
 func (p *Partial) close() error {
-	err := p.sync()
+	err := p.Sync()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
@@ -335,7 +342,7 @@ func (p *Partial) load(ctx context.Context) error {
 			}
 		}
 	}
-	return p.sync()
+	return p.Sync()
 }
 
 var _ file = (*os.File)(nil)

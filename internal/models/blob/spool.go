@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -213,7 +214,7 @@ func (s *Spool) Link(ctx context.Context, d Digest, path string) error {
 		err = p.Finish(ctx)
 	}
 	if err == nil {
-		err = p.sync()
+		err = p.Sync()
 	}
 	if err == nil {
 		err = os.Link(s.path(d)+".data", path)
@@ -222,6 +223,30 @@ func (s *Spool) Link(ctx context.Context, d Digest, path string) error {
 		return fmt.Errorf("link blob: %w", err)
 	}
 	return nil
+}
+
+// Sync returns when a loss of power takes nothing any more of what is there of a blob.
+func (s *Spool) Sync(ctx context.Context, d Digest) error {
+	p, err := s.Get(ctx, d)
+	if err == nil {
+		err = p.Sync()
+	}
+	if err != nil {
+		return err
+	}
+	return SyncFolder(s.dir)
+}
+
+// SyncFolder returns when a loss of power changes no name in a folder any more.
+func SyncFolder(dir string) error {
+	if runtime.GOOS == "windows" { // a folder cannot be synced there
+		return nil
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Remove deletes what has come of a blob, with its list, be it half taken in. A blob that is not there is no error.

@@ -477,3 +477,27 @@ func TestALinkIsMadeOfWhatIsWholeAndRightOnly(t *testing.T) {
 		t.Errorf("of what is not there: %v", err)
 	}
 }
+
+func TestWhatWasSyncedIsTrustedWithoutReading(t *testing.T) {
+	t.Parallel()
+	blob := random(9, 3*small)
+	dir := t.TempDir()
+	s := openSpool(t, dir)
+	l := listOf(t, blob)
+	p := openIn(t, s, l)
+	write(t, p, blob, 0, 2)
+	for range 2 { // the second time there is nothing to do
+		if err := s.Sync(t.Context(), l.Digest()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, p, blob, 1)
+	if got := p.pieces; !bytes.Equal(got, []byte{synced, written, synced}) {
+		t.Errorf("pieces are %v", got)
+	}
+	killed(s)
+	data, err := os.ReadFile(s.path(l.digest) + ".state")
+	if err != nil || !bytes.Equal(data[stateHead:], []byte{synced, written, synced}) {
+		t.Errorf("%v %v", data, err)
+	}
+}
