@@ -12,6 +12,7 @@
 //     asked again in that transfer.
 //   - What crosses the mesh twice is at most what was asked for and had not come when something broke.
 //   - A frame has at most 64 KiB, so that heartbeats pass. Every queue and map that a peer fills is bounded in Config.
+//   - A node that sends a byte now and then takes a part of Memory only, and for a time only.
 //   - All transfers of a node share one rate each way, and give way while the node serves inference.
 //
 // Start reading at Transfer.Run; picker decides what is asked of whom, wire is what is said, conn the server's side.
@@ -22,6 +23,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -82,8 +84,8 @@ type Config struct {
 	// was asked for is lost when the node dies. Default 3.
 	Depth int `yaml:"depth"`
 
-	// Connections is the most connections served, PeerConnections of one peer, each one blob.
-	// More are refused. Defaults 128, 16.
+	// Connections is the most connections served, each one blob. PeerConnections is the most with one peer, those that are
+	// served and as many that fetch: so no peer takes all of Memory. More are refused, or wait. Defaults 128, 16.
 	Connections     int `yaml:"connections"`
 	PeerConnections int `yaml:"peer_connections"`
 
@@ -91,6 +93,10 @@ type Config struct {
 	// without sending any of it. Defaults 1 minute, 10 s.
 	Idle  time.Duration `yaml:"idle"`
 	Stall time.Duration `yaml:"stall"`
+
+	// Slow is how long a node may take to send a piece, or the list, without the time in which we do not read. One that takes
+	// longer is not asked again in that transfer. Default 20 minutes: at 64 KiB a second, sixteen pieces at once take 17.
+	Slow time.Duration `yaml:"slow"`
 
 	// Patience is how long a transfer goes on that gets nothing from anybody. Default 1 minute.
 	Patience time.Duration `yaml:"patience"`
@@ -105,6 +111,7 @@ func (c Config) withDefaults() Config {
 	c.PeerConnections = cmp.Or(c.PeerConnections, 16)
 	c.Idle = cmp.Or(c.Idle, time.Minute)
 	c.Stall = cmp.Or(c.Stall, 10*time.Second)
+	c.Slow = cmp.Or(c.Slow, 20*time.Minute)
 	c.Patience = cmp.Or(c.Patience, time.Minute)
 	return c
 }
@@ -113,7 +120,7 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	switch {
 	case c.In < 0 || c.Out < 0 || c.Memory < 0 || c.Sources < 0 || c.Depth < 0 || c.Connections < 0 || c.PeerConnections < 0 ||
-		c.Idle < 0 || c.Stall < 0 || c.Patience < 0:
+		c.Idle < 0 || c.Stall < 0 || c.Slow < 0 || c.Patience < 0:
 		return errors.New("models.transfer: nothing may be negative")
 	case c.Depth > maxQueue:
 		return errors.New("models.transfer.depth: at most 16")
@@ -132,6 +139,9 @@ type Exchange struct {
 	in, out *pace
 	memory  *semaphore.Weighted
 	buffers buffers
+
+	mu   sync.Mutex
+	from map[cluster.NodeID]int // connections that fetch, by node
 }
 
 // New makes an Exchange of a valid Config. Run serves; Transfers may run without it.
@@ -148,5 +158,25 @@ func New(config Config, deps Deps) *Exchange {
 		in:     newPace(config.In, config.BusyShare, deps.Busy),
 		out:    newPace(config.Out, config.BusyShare, deps.Busy),
 		memory: semaphore.NewWeighted(config.Memory), buffers: newBuffers(),
+		from: make(map[cluster.NodeID]int),
+	}
+}
+
+// begin counts a connection that fetches from a node; false: there are as many as may be.
+func (x *Exchange) begin(id cluster.NodeID) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.from[id] >= x.config.PeerConnections {
+		return false
+	}
+	x.from[id]++
+	return true
+}
+
+func (x *Exchange) end(id cluster.NodeID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.from[id]--; x.from[id] == 0 {
+		delete(x.from, id)
 	}
 }

@@ -1,10 +1,13 @@
 package exchange
 
 import (
+	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -108,6 +111,107 @@ func TestATransferThatWaitsForRoomIsPatient(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// drips is a node that sends a byte of what it is asked for every few seconds.
+func (w *world) drips(id cluster.NodeID, th thing) {
+	l := w.raw(id)
+	var work sync.WaitGroup
+	w.t.Cleanup(func() { l.Close(); work.Wait() })
+	work.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			work.Go(func() {
+				defer c.Close()
+				readWant(c)
+				c.Write(th.hasAll())
+				kind, n, err := readHead(c)
+				body := make([]byte, n)
+				if _, err2 := io.ReadFull(c, body); err != nil || err2 != nil {
+					return
+				}
+				b := append(head(nil, kindList, 1), 0)
+				if kind == kindAsk {
+					b = append(append(head(nil, kindData, dataHead+1), body...), 0)
+				}
+				for err == nil {
+					_, err = c.Write(b)
+					time.Sleep(9 * time.Second)
+				}
+			})
+		}
+	})
+}
+
+func TestANodeThatDripsHoldsUpItsOwnTransfersOnlyAndTheseForATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const big = 1 << 20
+		w, one, two, good := newWorld(t), newThing(t, big, big), newThing(t, big-1, big), newThing(t, 5*big, big)
+		w.drips("drip", one)
+		w.node("good", Config{}, "", w.holds(good), nil)
+		b := w.node("b", Config{Memory: 2 * big, PeerConnections: 1, Slow: 5 * time.Minute}, "", nothing, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var work sync.WaitGroup
+		defer work.Wait()
+		for _, th := range []thing{one, two} {
+			b.knows(t, th)
+			work.Go(func() {
+				tr := b.x.Transfer(th.want("drip"), b.spool)
+				if err := tr.Run(ctx); !errors.Is(err, ErrNobody) || !strings.Contains(err.Error(), errSlow.Error()) {
+					t.Error(err)
+				}
+				if p := tr.Progress(); len(p.Sources) != 1 || !p.Sources[0].Banned {
+					t.Errorf("%+v", p)
+				}
+			})
+		}
+		time.Sleep(time.Minute)
+		begin := time.Now()
+		if err := b.x.Transfer(good.want("good"), b.spool).Run(ctx); err != nil || time.Since(begin) > time.Second {
+			t.Errorf("another transfer took %v: %v", time.Since(begin), err)
+		}
+		work.Wait()
+		if len(w.blames()) > 0 {
+			t.Errorf("blamed %v", w.blames())
+		}
+	})
+}
+
+func TestAListThatDripsIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, th := newWorld(t), newThing(t, 100*piece, piece)
+		w.drips("drip", th)
+		b := w.node("b", Config{Slow: 5 * time.Minute}, "", nothing, nil)
+		if _, err := b.x.fetchList(t.Context(), "drip", th.want("drip")); !errors.Is(err, errSlow) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAListComesHoweverSlowTheLineIs(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		from, to Config
+	}{
+		{"that gives it", Config{Out: 64 << 10}, Config{}},
+		{"that takes it", Config{}, Config{In: 64 << 10}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				busy := func() bool { return true }
+				w, th := newWorld(t), newThing(t, 10<<20, 1<<10) // a list of 320 KiB
+				w.node("a", tc.from, "", w.holds(th), busy)
+				b := w.node("b", tc.to, "", nothing, busy)
+				if l, err := b.x.fetchList(t.Context(), "a", th.want("a")); err != nil || l.Root() != th.list.Root() {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }
 
 func TestAListIsSomethingToo(t *testing.T) {

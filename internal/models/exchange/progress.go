@@ -31,7 +31,7 @@ type SourceProgress struct {
 	Bytes     int64
 	Rate      float64
 	Failure   string // why it is not connected, "" if it is, or was not tried
-	Banned    bool   // it sent what it should not have
+	Banned    bool   // it sent what it should not have, or too slowly
 }
 
 // Progress may be called at any time.

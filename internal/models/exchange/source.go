@@ -32,6 +32,7 @@ type source struct {
 
 var (
 	errStalled = errors.New("it owes a piece and sends nothing")
+	errSlow    = errors.New("it sends too slowly")
 	errSaysNo  = errors.New("it says no")
 )
 
@@ -201,14 +202,31 @@ func (s *source) got(r io.Reader, n, pieces int) error {
 	return nil
 }
 
+// allowance is the time that a node has to send something. It does not run while the rate keeps us from reading.
+type allowance struct{ until time.Time }
+
+func (x *Exchange) allow() allowance { return allowance{time.Now().Add(x.config.Slow)} }
+
+// wait waits until n bytes may be read; errSlow if the time is over.
+func (a *allowance) wait(ctx context.Context, p *pace, n int) error {
+	began := time.Now()
+	if began.After(a.until) {
+		return errSlow
+	}
+	err := p.wait(ctx, n)
+	a.until = a.until.Add(time.Since(began))
+	return err
+}
+
 // incoming is the piece that a source is sending.
 type incoming struct {
-	s     *source
-	r     *bufio.Reader
-	list  *blob.List
-	piece int // -1: none
-	buf   []byte
-	n     int // bytes that have come
+	s         *source
+	r         *bufio.Reader
+	list      *blob.List
+	piece     int // -1: none
+	buf       []byte
+	n         int // bytes that have come
+	allowance allowance
 }
 
 func (in *incoming) data(ctx context.Context, n int) error {
@@ -227,7 +245,7 @@ func (in *incoming) data(ctx context.Context, n int) error {
 		return nonsense("%d bytes of piece %d within piece %d", n, i, in.piece)
 	}
 	in.s.setWaiting(true)
-	err := in.s.t.x.in.wait(ctx, n)
+	err := in.allowance.wait(ctx, in.s.t.x.in, n)
 	in.s.setWaiting(false)
 	if err != nil {
 		return err
@@ -260,7 +278,7 @@ func (in *incoming) begin(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	in.piece, in.buf, in.n = i, buf, 0
+	in.piece, in.buf, in.n, in.allowance = i, buf, 0, in.s.t.x.allow()
 	return nil
 }
 

@@ -50,6 +50,7 @@ type Transfer struct {
 	received int64
 	meter    meter
 	heard    time.Time // when any bytes came, or might have if we had taken them
+	full     time.Time // since when all named nodes are busy with other transfers of ours; the zero time: they are not
 	done     chan struct{}
 	failed   error // ours: a full disk
 }
@@ -201,9 +202,14 @@ func (t *Transfer) connect(ctx context.Context, now time.Time, k *keeper, work *
 	ids := t.candidates(now)
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	full := false
 	for _, id := range ids {
 		if len(t.sources) >= t.x.config.Sources {
 			break
+		}
+		if !t.x.begin(id) {
+			full = true
+			continue
 		}
 		own, cancel := context.WithCancel(ctx)
 		s := &source{t: t, id: id, keeper: k, wake: make(chan struct{}, 1), view: &view{}, cancel: cancel}
@@ -211,8 +217,25 @@ func (t *Transfer) connect(ctx context.Context, now time.Time, k *keeper, work *
 		t.node(id)
 		work.Go(func() {
 			defer cancel()
+			defer t.x.end(id)
 			t.left(s, s.run(own), ctx.Err() != nil)
 		})
+	}
+	if !full || len(t.sources) > 0 {
+		t.full = time.Time{}
+		return
+	}
+	if t.full.IsZero() {
+		t.full = now
+	}
+	t.wait(t.full, now)
+}
+
+// wait notes that the transfer waits for others of ours: it is patient then, but no longer than these may take for a piece. The
+// caller holds the lock.
+func (t *Transfer) wait(since, now time.Time) {
+	if now.Sub(since) <= t.x.config.Slow {
+		t.heard = now
 	}
 }
 
@@ -248,15 +271,15 @@ func (t *Transfer) ended(id cluster.NodeID, err error) {
 	wrong := errors.Is(err, errNonsense) || errors.Is(err, blob.ErrWrong)
 	t.mu.Lock()
 	r := t.node(id)
-	blame := wrong && !r.banned
-	r.banned = r.banned || wrong
-	if !r.banned || blame {
+	was := r.banned
+	r.banned = was || wrong || errors.Is(err, errSlow)
+	if !was {
 		r.failure = err
 	}
 	r.wait = min(max(2*r.wait, firstWait), lastWait)
 	r.retry = now.Add(r.wait/2 + rand.N(r.wait/2))
 	t.mu.Unlock()
-	if blame {
+	if wrong && !was {
 		t.x.deps.Blame(id, t.want.Digest, err)
 	}
 }
@@ -267,7 +290,7 @@ func (t *Transfer) look(now time.Time) {
 	t.mu.Lock()
 	for _, s := range t.sources {
 		if s.waiting {
-			t.heard = now
+			t.wait(s.view.heard, now)
 		}
 		if len(s.view.asks) > 0 && !s.waiting && !s.view.asks[0].came && now.Sub(s.view.heard) > t.x.config.Stall {
 			s.stalled = true
