@@ -206,6 +206,7 @@ func TestAListComesHoweverSlowTheLineIs(t *testing.T) {
 				w, th := newWorld(t), newThing(t, 10<<20, 1<<10) // a list of 320 KiB
 				w.node("a", tc.from, "", w.holds(th), busy)
 				b := w.node("b", tc.to, "", nothing, busy)
+				synctest.Wait()
 				if l, err := b.x.fetchList(t.Context(), "a", th.want("a")); err != nil || l.Root() != th.list.Root() {
 					t.Error(err)
 				}

@@ -12,8 +12,6 @@ import (
 
 // fetchList asks a node for the list of a blob's pieces. One that sends another than the agreed one does not keep to the protocol.
 func (x *Exchange) fetchList(ctx context.Context, id cluster.NodeID, w Want) (*blob.List, error) {
-	ctx, cancel := context.WithTimeout(ctx, x.config.Stall)
-	defer cancel()
 	conn, err := x.dial(ctx, id, w)
 	if err != nil {
 		return nil, err
@@ -22,9 +20,11 @@ func (x *Exchange) fetchList(ctx context.Context, id cluster.NodeID, w Want) (*b
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(x.config.Stall))
 	conn.Write(head(nil, kindList, 0))
+	allowance := x.allow()
 	encoded, err := readList(bufio.NewReader(conn), func(n int) error {
-		conn.SetReadDeadline(time.Now().Add(x.config.Stall))
-		return x.in.wait(ctx, n)
+		err := allowance.wait(ctx, x.in, n)
+		conn.SetReadDeadline(time.Now().Add(x.config.Stall)) // for this part and the head of the next
+		return err
 	})
 	if err != nil {
 		return nil, err
