@@ -28,6 +28,7 @@ type away struct {
 // repairs is what is known of damaged blobs. But for the channel it lies under the lock of Models.
 type repairs struct {
 	kick    chan struct{}
+	unread  map[string]int          // blobs that could not be read, and how many checks in a row that was so
 	asked   map[string]bool         // blobs whose repair somebody waits for
 	failed  map[string]failedRepair // by blob
 	away    []away
@@ -45,7 +46,7 @@ type failedRepair struct {
 }
 
 func newRepairs() repairs {
-	return repairs{kick: make(chan struct{}, 1), asked: map[string]bool{}, failed: map[string]failedRepair{}, changed: make(chan struct{})}
+	return repairs{kick: make(chan struct{}, 1), unread: map[string]int{}, asked: map[string]bool{}, failed: map[string]failedRepair{}, changed: make(chan struct{})}
 }
 
 // nudge has damaged blobs looked at now.

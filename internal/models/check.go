@@ -15,6 +15,8 @@ const (
 	checkAfter = 5 * time.Minute // a start has other work
 	checkLook  = time.Minute     // for blobs that are due
 	checkYield = 4               // while the engine answers prompts it goes so many times slower
+	rereads    = 3               // times that a blob cannot be read before it is damaged: a disk of the network may be away
+	rereadWait = 10 * time.Minute
 )
 
 // check looks through the blobs of the engine's models for bytes that have changed, one blob at a time and slowly, until
@@ -31,7 +33,9 @@ func (m *Models) check(ctx context.Context) {
 				break
 			}
 			tried[hex] = m.deps.Now()
-			m.checkBlob(ctx, store, hex)
+			if m.checkBlob(ctx, store, hex) {
+				tried[hex] = m.deps.Now().Add(min(rereadWait, m.cfg.CheckEvery) - m.cfg.CheckEvery)
+			}
 			if ctx.Err() != nil {
 				return
 			}
@@ -90,8 +94,8 @@ func (m *Models) due(tried map[string]time.Time) (hex string, store blob.Store) 
 	return hex, blob.Folder(dir.Dir())
 }
 
-// checkBlob compares a blob with its list, which is made if there is none.
-func (m *Models) checkBlob(ctx context.Context, store blob.Store, hex string) {
+// checkBlob compares a blob with its list, which is made if there is none. It tells whether the blob is to be read again soon.
+func (m *Models) checkBlob(ctx context.Context, store blob.Store, hex string) (again bool) {
 	d := digest(hex)
 	file := &slowFile{ctx: ctx, store: store, digest: d, rate: m.cfg.CheckRate, busy: m.deps.Busy}
 	l, err := m.lists.Get(d)
@@ -104,15 +108,27 @@ func (m *Models) checkBlob(ctx context.Context, store blob.Store, hex string) {
 		err = m.lists.SetChecked(d, m.deps.Now())
 	}
 	var broken *readError
+	failed := 0
+	if ctx.Err() == nil {
+		m.mu.Lock()
+		if errors.As(err, &broken) {
+			failed = m.repairs.unread[hex] + 1
+			m.repairs.unread[hex] = failed
+		} else {
+			delete(m.repairs.unread, hex)
+		}
+		m.mu.Unlock()
+	}
 	switch {
 	case ctx.Err() != nil, errors.Is(err, fs.ErrNotExist): // deleted meanwhile
-	case errors.Is(err, blob.ErrWrong), errors.As(err, &broken):
+	case errors.Is(err, blob.ErrWrong), failed >= rereads:
 		m.damage(ctx, hex, err)
 	case err != nil:
 		m.deps.Log.Warn("cannot check a blob", "blob", short(hex), "err", err)
 	default:
 		m.heal(ctx, hex)
 	}
+	return failed > 0 && failed < rereads
 }
 
 // checkPieces reads a blob to its end: blob.ErrWrong if it is not the list's.

@@ -376,19 +376,22 @@ func TestWhatCannotBeReadIsDamagedAndWhatIsGoneIsNot(t *testing.T) {
 	hex := manifest.DigestOf(data)
 	flipped := slices.Clone(data)
 	flipped[len(flipped)-1] ^= 1
+	broken := &disk{data: data, broken: 5 << 20}
 	for _, c := range []struct {
 		name    string
-		disk    *disk
+		disks   []*disk // one a check
 		damaged bool
 	}{
-		{"whole", &disk{data: data}, false},
-		{"another last byte", &disk{data: flipped}, true},
-		{"cut off", &disk{data: data[:len(data)-1]}, true},
-		{"longer", &disk{data: append(slices.Clone(data), 0)}, true},
-		{"empty", &disk{}, true},
-		{"unreadable in the middle", &disk{data: data, broken: 5 << 20}, true},
-		{"gone", &disk{open: fs.ErrNotExist}, false},
-		{"not for this user", &disk{open: fs.ErrPermission}, false},
+		{"whole", []*disk{{data: data}}, false},
+		{"another last byte", []*disk{{data: flipped}}, true},
+		{"cut off", []*disk{{data: data[:len(data)-1]}}, true},
+		{"longer", []*disk{{data: append(slices.Clone(data), 0)}}, true},
+		{"empty", []*disk{{}}, true},
+		{"unreadable in the middle, twice", []*disk{broken, broken}, false},
+		{"unreadable, but for once", []*disk{broken, broken, {data: data}, broken, broken}, false},
+		{"unreadable whenever it was tried", []*disk{broken, broken, broken}, true},
+		{"gone", []*disk{{open: fs.ErrNotExist}}, false},
+		{"not for this user", []*disk{{open: fs.ErrPermission}}, false},
 	} {
 		for _, listed := range []bool{false, true} {
 			t.Run(c.name+map[bool]string{false: "", true: " with a list"}[listed], func(t *testing.T) {
@@ -400,7 +403,9 @@ func TestWhatCannotBeReadIsDamagedAndWhatIsGoneIsNot(t *testing.T) {
 					if listed {
 						n.checkBlob(t.Context(), blob.Folder(s.dir), hex)
 					}
-					n.checkBlob(t.Context(), c.disk, hex)
+					for _, d := range c.disks {
+						n.checkBlob(t.Context(), d, hex)
+					}
 					if got := n.tells(hex) == cluster.BlobDamaged; got != c.damaged {
 						t.Errorf("damaged: %v", got)
 					}
