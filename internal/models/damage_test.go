@@ -1,11 +1,13 @@
 package models
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -339,6 +341,30 @@ func TestADamagedModelThatWasPlacedIsReplacedFromTheRegistry(t *testing.T) {
 		}
 		if sent := registry.Sent(hex); sent != int64(len(weights)) {
 			t.Errorf("the registry sent %d bytes", sent)
+		}
+	})
+}
+
+func TestADamagedModelIsReplacedFromTheNameThatItWasPulledBy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, s := newStores(t), newShelf(t)
+		weights, config := random(1, 5<<20), []byte("{}")
+		model := s.put("registry.test/u/m", weights, config)
+		s.put("a-copy", weights, config)
+		w.place("http://registry.test/u/m", model, 1)
+		w.place("a-copy", model, 1)
+		hex := manifest.DigestOf(weights)
+		n := w.node("a", s, t.TempDir(), http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Scheme != "http" || r.URL.Host != "registry.test" {
+				http.NotFound(rw, r)
+				return
+			}
+			http.ServeContent(rw, r, "", time.Time{}, bytes.NewReader(weights))
+		}))
+		s.flip(hex)
+		time.Sleep(25 * time.Hour)
+		if !s.right(hex) || len(s.names()) != 2 || n.tells(hex) != cluster.BlobWhole {
+			t.Errorf("it was not replaced: %v %v", s.names(), n.tells(hex))
 		}
 	})
 }

@@ -266,23 +266,8 @@ func (m *Models) inSpool(ctx context.Context, b manifest.Blob) bool {
 
 // spoolAll gets the damaged blobs into the spool from wherever they can be had, and copies the others there.
 func (m *Models) spoolAll(ctx context.Context, r repair) error {
-	name, err := manifest.ParseName(r.names[0].Name)
-	if err != nil {
-		return err
-	}
 	for _, b := range r.bad {
-		s, release := m.acquire(b, origin{name: name})
-		select {
-		case <-s.done:
-			err = s.err
-		case <-ctx.Done():
-			err = context.Cause(ctx)
-		}
-		release()
-		if err == nil {
-			err = m.verifySpooled(ctx, b)
-		}
-		if err != nil {
+		if err := m.spoolGood(ctx, r, b); err != nil {
 			return fmt.Errorf("get blob %s: %w", short(b.Digest), err)
 		}
 	}
@@ -292,6 +277,51 @@ func (m *Models) spoolAll(ctx context.Context, r repair) error {
 		}
 	}
 	return nil
+}
+
+// originsOf are the names by which registries may have a blob, as they were pulled: of a model and its copy one at least is.
+func (m *Models) originsOf(r repair, b manifest.Blob) (all []origin) {
+	for _, of := range r.names {
+		k, _ := m.own(of.Digest)
+		if _, has := k.Blob(b.Digest); !has {
+			continue
+		}
+		text := of.Name
+		if w, ok := m.deps.State().WantedModel(of.Name); ok && w.Digest == of.Digest {
+			text = w.Name
+		}
+		if name, err := manifest.ParseName(text); err == nil { // an engine that has another name pulled it nowhere
+			all = append(all, origin{name: name, insecure: name.Plain})
+		}
+	}
+	return all
+}
+
+// spoolGood gets a good copy of a damaged blob into the spool.
+func (m *Models) spoolGood(ctx context.Context, r repair, b manifest.Blob) error {
+	var errs []error
+	for _, from := range m.originsOf(r, b) {
+		err := m.spoolFrom(ctx, b, from)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...) // none: what is not in the spool is not taken for replaced
+}
+
+func (m *Models) spoolFrom(ctx context.Context, b manifest.Blob, from origin) error {
+	s, release := m.acquire(b, from)
+	defer release()
+	select {
+	case <-s.done:
+		if s.err != nil {
+			return s.err
+		}
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	return m.verifySpooled(ctx, b)
 }
 
 // verifySpooled reads all of a blob in the spool.
