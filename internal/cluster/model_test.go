@@ -43,6 +43,28 @@ func TestViewFindsHoldersInWhateverSpelling(t *testing.T) {
 	}
 }
 
+func TestDamagedWeightsAreSparedWhereAWholeReplicaServesButNotTheOtherWayRound(t *testing.T) {
+	node := func(id NodeID, m Model) *Node {
+		m.Name = "m"
+		return &Node{ID: id, Name: string(id), Condition: Alive, State: Active, Engine: &Engine{Condition: EngineReady}, Models: []Model{m}}
+	}
+	for _, tc := range []struct {
+		name       string
+		bad, other Model
+		spared     bool
+	}{
+		{"damaged weights", Model{Weights: "1", Damaged: true}, Model{Digest: "1"}, true},
+		{"damaged weights of another", Model{Weights: "2", Damaged: true}, Model{Digest: "1"}, false},
+		{"damaged weights beside weights", Model{Weights: "1", Damaged: true}, Model{Weights: "1"}, true},
+		{"a damaged whole", Model{Digest: "1", Damaged: true}, Model{Weights: "1"}, false},
+	} {
+		v := NewView("a", time.Time{}, []*Node{node("a", tc.bad), node("b", tc.other)})
+		if got := v.Replicas("m")[0].Spared; got != tc.spared {
+			t.Errorf("%s is spared: %v", tc.name, got)
+		}
+	}
+}
+
 func TestADamagedReplicaIsSparedWhereAGoodOneServes(t *testing.T) {
 	good, other := "one", "two"
 	node := func(id NodeID, digest string, damaged bool, change func(*Node)) *Node {

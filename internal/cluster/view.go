@@ -65,7 +65,8 @@ func NewView(self NodeID, at time.Time, nodes []*Node) *View {
 func spare(replicas []Replica) {
 	for i, r := range replicas {
 		replicas[i].Spared = r.Model.Damaged && slices.ContainsFunc(replicas, func(o Replica) bool {
-			return !o.Model.Damaged && o.Model.Digest == r.Model.Digest && o.Node.Serves()
+			same := o.Model.Digest == r.Model.Digest || r.Model.Digest == ""
+			return same && o.Model.Of() == r.Model.Of() && !o.Model.Damaged && o.Node.Serves()
 		})
 	}
 }

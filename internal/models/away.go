@@ -28,7 +28,7 @@ type away struct {
 // repairs is what is known of damaged blobs. But for the channel it lies under the lock of Models.
 type repairs struct {
 	kick    chan struct{}
-	unread  map[string]int          // blobs that could not be read, and how many checks in a row that was so
+	unread  map[string]int          // what could not be read, and how many checks in a row that was so
 	asked   map[string]bool         // blobs whose repair somebody waits for
 	failed  map[string]failedRepair // by blob
 	away    []away

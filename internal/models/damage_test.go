@@ -59,7 +59,7 @@ func TestACheckReadsNoFasterThanConfiguredAndLessWhileTheEngineIsBusy(t *testing
 		began := time.Now()
 		read := func() time.Duration {
 			began = time.Now()
-			f := &slowFile{ctx: t.Context(), store: &disk{data: make([]byte, 10<<20)}, rate: 2 << 20, busy: func() bool { return busy }}
+			f := &slowFile{ctx: t.Context(), open: (&disk{data: make([]byte, 10<<20)}).Open, rate: 2 << 20, busy: func() bool { return busy }}
 			if n, err := io.Copy(io.Discard, struct{ io.Reader }{f}); err != nil || n != 10<<20 {
 				t.Fatal(n, err)
 			}
@@ -73,7 +73,7 @@ func TestACheckReadsNoFasterThanConfiguredAndLessWhileTheEngineIsBusy(t *testing
 			t.Errorf("10 MiB at 2 MiB/s beside prompts took %v", took)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		f := &slowFile{ctx: ctx, store: &disk{data: make([]byte, 10)}, rate: 1, busy: func() bool { return false }}
+		f := &slowFile{ctx: ctx, open: (&disk{data: make([]byte, 10)}).Open, rate: 1, busy: func() bool { return false }}
 		time.AfterFunc(time.Second, cancel)
 		if _, err := io.ReadAll(f); !errors.Is(err, context.Canceled) {
 			t.Errorf("a check that is broken off ends with %v", err)

@@ -75,7 +75,7 @@ func (m *Models) fetchFile(ctx context.Context, r *running, name manifest.Name, 
 		return fmt.Errorf("fetch %s: %w", name, err)
 	}
 	was, have := m.placedAs(r.name)
-	have = have && was.Digest == r.digest && !was.Modified.IsZero() && m.isOurs(was)
+	have = have && was.Digest == r.digest && !was.Damaged && !was.Modified.IsZero() && m.isOurs(was)
 	if have && !was.Passing && m.isListed(was) {
 		return nil
 	}
@@ -108,7 +108,7 @@ func (m *Models) fetchFile(ctx context.Context, r *running, name manifest.Name, 
 		return context.Cause(ctx)
 	}
 	name.Plain = false
-	p := placed{Model: name.String(), Digest: r.digest, Blob: b.Digest, Size: b.Size, Passing: true}
+	p := placed{Model: name.String(), Digest: r.digest, Blob: b.Digest, Size: b.Size, Passing: true, Checked: m.deps.Now()}
 	if err := m.putFile(ctx, r, p, whole); err != nil {
 		return fmt.Errorf("fetch %s: %w", name, err)
 	}

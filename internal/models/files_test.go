@@ -2,6 +2,7 @@ package models
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +67,7 @@ func TestOnlyAModelOfOneFileIsGivenToALlamaServer(t *testing.T) {
 func filing(t *testing.T) (m *Models, dir string, reloads *int) {
 	t.Helper()
 	dir, reloads = t.TempDir(), new(int)
-	deps := Deps{DataDir: t.TempDir(), Refresh: func(context.Context) {}, Changed: func() {}, Files: &Files{
+	deps := Deps{Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Now: time.Now, Busy: func() bool { return false }, DataDir: t.TempDir(), Refresh: func(context.Context) {}, Changed: func() {}, Files: &Files{
 		Dir: dir, Lists: func() []cluster.Model { return nil }, Ended: func() string { return "" },
 		Reload: func(context.Context, bool) error { *reloads++; return nil },
 	}}
@@ -83,7 +84,7 @@ func filing(t *testing.T) (m *Models, dir string, reloads *int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.note("m:latest", &placed{Model: "M:latest", Digest: strings.Repeat("1", 64), Size: 7, File: "m_latest.gguf", Modified: info.ModTime()}); err != nil {
+	if err := m.note("m:latest", &placed{Model: "M:latest", Digest: strings.Repeat("1", 64), Blob: manifest.DigestOf([]byte("weights")), Size: 7, File: "m_latest.gguf", Modified: info.ModTime()}); err != nil {
 		t.Fatal(err)
 	}
 	return m, dir, reloads
@@ -184,5 +185,76 @@ func TestAFileThatTheEngineDoesNotRunWithGoesAgain(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("%v %v", entries, err)
+	}
+}
+
+func TestAFileWhoseBytesHaveChangedIsToldAndReplaced(t *testing.T) {
+	t.Parallel()
+	m, dir, reloads := filing(t)
+	m.deps.Files.Lists = func() []cluster.Model { return []cluster.Model{{Name: "m_latest"}} }
+	m.run = t.Context()
+	check := func() cluster.Model {
+		t.Helper()
+		name, check := m.due(map[string]time.Time{})
+		if name != "m_latest.gguf" {
+			t.Fatalf("due is %q", name)
+		}
+		if check(t.Context()) {
+			t.Error("it is to be checked again soon")
+		}
+		return m.Told().Files["m_latest"]
+	}
+	if told := check(); told.Damaged || told.Name == "" {
+		t.Errorf("told is %+v", told)
+	}
+	if name, _ := m.due(nil); name != "" {
+		t.Errorf("%s is due again at once", name)
+	}
+	p, _ := m.placedAs("m:latest")
+	p.Checked = time.Now().Add(-25 * time.Hour)
+	if err := m.note("m:latest", &p); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "m_latest.gguf")
+	if err := os.WriteFile(file, []byte("Weights"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(file, time.Time{}, p.Modified); err != nil {
+		t.Fatal(err)
+	}
+	if told := check(); !told.Damaged || told.Weights != p.Digest {
+		t.Errorf("told is %+v", told)
+	}
+	if err := m.loadPlaced(); err != nil { // as after a restart
+		t.Fatal(err)
+	}
+	list, err := m.lists.Get(digest(p.Blob))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := m.spool.Open(t.Context(), list)
+	if err == nil {
+		err = good.WritePiece(0, []byte("weights"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	of := manifest.Manifest{Model: p.Digest, Blobs: []manifest.Blob{{MediaType: "application/vnd.ollama.image.model", Digest: p.Blob, Size: 7}}}
+	name, err := manifest.ParseName("m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &running{job: job{"m:latest", p.Digest}, progress: newProgress()}
+	if err := m.fetchFile(t.Context(), r, name, of); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(file); err != nil || string(data) != "weights" || *reloads != 1 {
+		t.Errorf("the file is %q after %d reloads: %v", data, *reloads, err)
+	}
+	if told := m.Told().Files["m_latest"]; told.Damaged || told.Name == "" {
+		t.Errorf("told is %+v", told)
+	}
+	if name, _ := m.due(nil); name != "" {
+		t.Errorf("%s is due again at once", name)
 	}
 }

@@ -136,7 +136,7 @@ func (m *Models) find(ctx context.Context, models []cluster.Model) (dir *folder.
 		first := !m.locked
 		m.mu.Unlock()
 		if first {
-			m.deps.Log.Info("the engine's model folder cannot be read; others get models from the engine itself", "err", err)
+			m.deps.Log.Info("the engine's model folder cannot be read; others get models from the engine itself, and nobody checks its files", "err", err)
 		}
 		return nil, true
 	}

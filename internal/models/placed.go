@@ -25,6 +25,9 @@ type placed struct {
 	Modified time.Time `json:"modified"`
 	// Passing is set while the file is on its way in or out: nobody is told of it.
 	Passing bool `json:"passing,omitempty"`
+	// Checked is when its bytes were last seen to be the blob's; Damaged: they were not.
+	Checked time.Time `json:"checked"`
+	Damaged bool      `json:"damaged,omitempty"`
 }
 
 // loadPlaced reads the record of what was put into the folder, and drops from it what is not there any more.
@@ -103,7 +106,7 @@ func (m *Models) files() map[string]cluster.Model {
 	for _, p := range m.placed {
 		of := cluster.Model{}
 		if !p.Passing {
-			of = cluster.Model{Name: p.Model, Weights: p.Digest, Size: p.Size, ModifiedAt: p.Modified.UTC()}
+			of = cluster.Model{Name: p.Model, Weights: p.Digest, Size: p.Size, ModifiedAt: p.Modified.UTC(), Damaged: p.Damaged}
 		}
 		files[strings.TrimSuffix(p.File, modelFile)] = of
 	}

@@ -28,13 +28,18 @@ func (f Folder) Open(d Digest) (Source, error) {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return nil, err
 	}
-	file, err := os.Open(filepath.Join(string(f), "blobs", "sha256-"+d.Hex()))
+	return OpenFile(filepath.Join(string(f), "blobs", "sha256-"+d.Hex()))
+}
+
+// OpenFile opens a file that is a blob.
+func OpenFile(path string) (Source, error) {
+	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open blob: %w", err)
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("open blob %s: %w", d, fs.ErrInvalid)
+		err = fmt.Errorf("open blob %s: %w", path, fs.ErrInvalid)
 	}
 	if err != nil {
 		file.Close()
