@@ -158,6 +158,8 @@ type Blob struct {
 	Digest string    `json:"digest"` // 64 hexadecimal digits
 	Size   int64     `json:"size"`   // bytes
 	State  BlobState `json:"state"`
+	// Have is the bytes of a partial blob that are here.
+	Have int64 `json:"have,omitempty"`
 }
 
 // Fetch is a model that is on its way into a node's engine.

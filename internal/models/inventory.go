@@ -387,16 +387,16 @@ func (m *Models) tellNow(ctx context.Context) {
 		if err != nil {
 			continue // it is gone, or its list is damaged
 		}
-		state := cluster.BlobPartial
-		if p.Missing() == 0 {
-			state = cluster.BlobWhole
+		b := cluster.Blob{Digest: d.Hex(), Size: p.List().Size(), State: cluster.BlobWhole}
+		if p.Missing() > 0 {
+			b.State, b.Have = cluster.BlobPartial, p.Came()
 		}
-		blobs[d.Hex()] = cluster.Blob{Digest: d.Hex(), Size: p.List().Size(), State: state}
+		blobs[d.Hex()] = b
 	}
 	m.mu.Lock()
 	for digest, s := range m.supplies { // on their way, and not in the spool yet
 		if _, there := blobs[digest]; !there && s.upstream {
-			blobs[digest] = cluster.Blob{Digest: digest, Size: s.size, State: cluster.BlobPartial}
+			blobs[digest] = cluster.Blob{Digest: digest, Size: s.size, State: cluster.BlobPartial, Have: s.got}
 		}
 	}
 	told := Told{Footprints: map[string]*cluster.Footprint{}, Damaged: map[string]bool{}, Files: m.files()}

@@ -144,6 +144,9 @@ func TestPiecesThatNobodyCompletesAreFilledFromTheRegistry(t *testing.T) {
 		}
 	})
 	until(t, "both tell their pieces", func() bool { return len(nodes[0].Told().Blobs) == 1 && len(nodes[1].Told().Blobs) == 1 })
+	if told := nodes[0].Told().Blobs[0]; told.State != cluster.BlobPartial || told.Have != blob.PieceSize {
+		t.Errorf("of one piece of four it tells %+v", told)
+	}
 	if err := nodes[0].pull("m", 2); err != nil { // nothing is agreed of it, so that nobody knows whose pieces are right
 		t.Fatal(err)
 	}

@@ -74,6 +74,19 @@ func (p *Partial) Missing() int {
 	return p.missing
 }
 
+// Came is how many bytes are there.
+func (p *Partial) Came() (n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, s := range p.pieces {
+		if s != absent {
+			_, length := p.list.Span(i)
+			n += int64(length)
+		}
+	}
+	return n
+}
+
 // Changed returns a channel that is closed when other pieces are there than now, or the Partial is closed.
 func (p *Partial) Changed() <-chan struct{} {
 	p.mu.Lock()
