@@ -292,7 +292,7 @@ func (m *Models) sweep(models []cluster.Model) {
 	}
 	for _, d := range digests {
 		m.mu.Lock()
-		_, wanted := m.supplies[d.Hex()]
+		wanted := m.supplies[d.Hex()] != nil || m.hashing[d.Hex()] != nil || m.serving[d.Hex()] > 0
 		for _, r := range m.jobs {
 			wanted = wanted || r.needs(d.Hex())
 		}
@@ -438,9 +438,9 @@ func (m *Models) hold(ctx context.Context, d blob.Digest) (exchange.Holding, fun
 	p, err := m.spool.Get(ctx, d)
 	if err == nil {
 		m.mu.Lock()
-		m.used[d.Hex()] = m.deps.Now() // only of what is there: peers ask for anything
+		m.serving[d.Hex()]++ // only of what is there: peers ask for anything
 		m.mu.Unlock()
-		return p, func() {}, nil
+		return p, func() { m.served(d.Hex()) }, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, err
@@ -465,4 +465,14 @@ func (m *Models) hold(ctx context.Context, d blob.Digest) (exchange.Holding, fun
 		return nil, nil, err
 	}
 	return whole, func() { _ = whole.Close() }, nil // it was only read
+}
+
+// served notes that a peer is done with a blob in the spool.
+func (m *Models) served(hex string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.used[hex] = m.deps.Now()
+	if m.serving[hex]--; m.serving[hex] == 0 {
+		delete(m.serving, hex)
+	}
 }

@@ -126,7 +126,12 @@ func (m *Models) listOfPushed(ctx context.Context, hex string) (*blob.List, erro
 	if err != nil {
 		return nil, err
 	}
-	defer in.Close()
+	defer func() {
+		_ = in.Close() // what came stays
+		m.mu.Lock()
+		m.used[hex] = m.deps.Now()
+		m.mu.Unlock()
+	}()
 	skip := in.Offset() // what an earlier push brought
 	if skip < b.Size {
 		_, err = m.export(ctx, name, model.Digest, manifest.Wanted{Blob: b, To: writerFunc(func(data []byte) (int, error) {
@@ -141,9 +146,6 @@ func (m *Models) listOfPushed(ctx context.Context, hex string) (*blob.List, erro
 			return nil, err
 		}
 	}
-	m.mu.Lock()
-	m.used[hex] = m.deps.Now()
-	m.mu.Unlock()
 	return in.Finish()
 }
 

@@ -1,0 +1,100 @@
+package models
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/models/blob"
+)
+
+func digestOf(data []byte) blob.Digest { return blob.DigestOf(sha256.Sum256(data)) }
+
+// alone is a node that no leader has do anything.
+func alone(t *testing.T) *member {
+	g := newGroup(t, "a")
+	n := &member{g: g, id: "a", data: t.TempDir(), folder: t.TempDir()}
+	g.open(n)
+	return n
+}
+
+// spooled puts a blob into the spool, or its first pieces.
+func (n *member) spooled(data []byte, pieces int) blob.Digest {
+	n.g.t.Helper()
+	d := digestOf(data)
+	l, err := blob.Make(n.g.t.Context(), bytes.NewReader(data), d, blob.PieceSize)
+	if err != nil {
+		n.g.t.Fatal(err)
+	}
+	p, err := n.spool.Open(n.g.t.Context(), l)
+	if err != nil {
+		n.g.t.Fatal(err)
+	}
+	for i := range min(pieces, l.Len()) {
+		offset, size := l.Span(i)
+		if err := p.WritePiece(i, data[offset:int(offset)+size]); err != nil {
+			n.g.t.Fatal(err)
+		}
+	}
+	return d
+}
+
+// sweepLater sweeps as if nobody had touched a blob for an hour, and tells whether it is in the spool still.
+func (n *member) sweepLater(d blob.Digest) bool {
+	n.g.t.Helper()
+	n.mu.Lock()
+	n.used[d.Hex()] = n.deps.Now().Add(-time.Hour)
+	n.mu.Unlock()
+	n.sweep(nil)
+	whole, err := n.spool.Digests()
+	half, err2 := n.spool.Intakes()
+	if err := errors.Join(err, err2); err != nil {
+		n.g.t.Fatal(err)
+	}
+	return slices.Contains(whole, d) || slices.Contains(half, d)
+}
+
+func TestABlobStaysInTheSpoolAsLongAsAPeerGetsIt(t *testing.T) {
+	n := alone(t)
+	d := n.spooled(some(300, 1), 1)
+	_, release, err := n.hold(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !n.sweepLater(d) {
+		t.Error("it is dropped under the peer")
+	}
+	release()
+	n.sweep(nil)
+	if _, err := n.spool.Get(t.Context(), d); err != nil {
+		t.Error("it is dropped as soon as the peer is gone: ", err)
+	}
+	if n.sweepLater(d) {
+		t.Error("it is kept when nobody gets it")
+	}
+}
+
+func TestWhatTheEnginePushesStaysInTheSpool(t *testing.T) {
+	n := alone(t)
+	d := digestOf(some(300, 1))
+	in, err := n.spool.Intake(t.Context(), d, 300)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	n.mu.Lock()
+	n.hashing[d.Hex()] = &hashingBlob{}
+	n.mu.Unlock()
+	if !n.sweepLater(d) {
+		t.Error("it is dropped under the engine")
+	}
+	n.mu.Lock()
+	delete(n.hashing, d.Hex())
+	n.mu.Unlock()
+	if n.sweepLater(d) {
+		t.Error("it is kept when nothing is pushed")
+	}
+}
