@@ -49,14 +49,6 @@ type running struct {
 	err      error
 }
 
-func (r *running) needs(blob string) bool {
-	if r.manifest == nil {
-		return false
-	}
-	_, is := r.manifest.Blob(blob)
-	return is
-}
-
 // FetchRequest asks a node to bring a model into its engine.
 type FetchRequest struct {
 	// Name is what the model is to be called; http:// before it asks its registry without TLS.

@@ -290,13 +290,13 @@ func (m *Models) sweep(models []cluster.Model) {
 		m.deps.Log.Warn("cannot list the spool", "err", err)
 		return
 	}
+	coming := map[string]bool{}
+	if len(digests) > 0 {
+		coming = m.coming()
+	}
 	for _, d := range digests {
 		m.mu.Lock()
-		wanted := m.supplies[d.Hex()] != nil || m.hashing[d.Hex()] != nil || m.serving[d.Hex()] > 0
-		for _, r := range m.jobs {
-			wanted = wanted || r.needs(d.Hex())
-		}
-		wanted = wanted || m.repairs.needs(d.Hex())
+		wanted := coming[d.Hex()] || m.supplies[d.Hex()] != nil || m.hashing[d.Hex()] != nil || m.serving[d.Hex()] > 0 || m.repairs.needs(d.Hex())
 		touched := m.used[d.Hex()]
 		if touched.IsZero() {
 			touched = m.deps.Now()
@@ -327,6 +327,42 @@ func (m *Models) sweep(models []cluster.Model) {
 		}
 		_ = os.Remove(m.manifestFile(file.Name())) // it is tried again
 	}
+}
+
+// coming are the blobs of models that are on their way here, be it that they wait for their turn, or for the engine; and of
+// those that may be sent here again, since more nodes are wanted to hold them than do.
+func (m *Models) coming() map[string]bool {
+	models := map[string]bool{}
+	m.mu.Lock()
+	for j := range m.jobs {
+		models[j.digest] = true
+	}
+	m.mu.Unlock()
+	view := m.deps.View()
+	for _, w := range m.deps.State().Models {
+		if w.Deleted != nil || len(w.Nodes) > 0 && !slices.Contains(w.Nodes, m.deps.Self) {
+			continue
+		}
+		held, here := 0, false
+		for _, r := range view.Replicas(w.Name) {
+			if r.Model.Of() == w.Digest && r.Node.Condition != cluster.Dead {
+				held++
+				here = here || r.Node.ID == m.deps.Self
+			}
+		}
+		if !here && held < w.Replicas.Of(len(view.Nodes)) {
+			models[w.Digest] = true
+		}
+	}
+	blobs := map[string]bool{}
+	for model := range models {
+		if k, ok := m.own(model); ok {
+			for _, b := range k.Blobs {
+				blobs[b.Digest] = true
+			}
+		}
+	}
+	return blobs
 }
 
 func anyDigest(wanted map[string]cluster.Wanted, digest string) bool {

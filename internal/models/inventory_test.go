@@ -8,7 +8,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/models/blob"
+	"github.com/ollamamax/ollamamax/internal/models/manifest"
 )
 
 func digestOf(data []byte) blob.Digest { return blob.DigestOf(sha256.Sum256(data)) }
@@ -97,4 +99,50 @@ func TestWhatTheEnginePushesStaysInTheSpool(t *testing.T) {
 	if n.sweepLater(d) {
 		t.Error("it is kept when nothing is pushed")
 	}
+}
+
+func TestWhatHasComeOfAModelStaysAsLongAsItMayGoOn(t *testing.T) {
+	n := alone(t)
+	data := some(9<<20, 1)
+	m := n.g.publish("m", data, some(300, 2))
+	d := n.spooled(data, 1)
+	kept, err := n.upstream.Remote(mustName(t, "m"), false).Manifest(t.Context())
+	if err == nil {
+		_, err = n.learn(m.Model, kept)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := job{"m", m.Model}
+	n.mu.Lock()
+	n.jobs[j] = &running{job: j}
+	n.mu.Unlock()
+	if !n.sweepLater(d) {
+		t.Error("it is dropped while the model waits for its turn")
+	}
+	n.mu.Lock()
+	delete(n.jobs, j)
+	n.mu.Unlock()
+	one := cluster.Replicas(1)
+	if err := n.g.apply(t.Context(), cluster.Command{At: n.deps.Now(), Place: &cluster.Place{Model: "m", Digest: &m.Model, Replicas: &one}}); err != nil {
+		t.Fatal(err)
+	}
+	if !n.sweepLater(d) {
+		t.Error("it is dropped while nobody has the model and it is wanted")
+	}
+	if err := n.g.apply(t.Context(), cluster.Command{At: n.deps.Now(), Forget: &cluster.Forget{Model: "m"}}); err != nil {
+		t.Fatal(err)
+	}
+	if n.sweepLater(d) {
+		t.Error("it is kept when nobody wants the model")
+	}
+}
+
+func mustName(t *testing.T, text string) manifest.Name {
+	t.Helper()
+	name, err := manifest.ParseName(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
