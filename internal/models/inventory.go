@@ -97,10 +97,13 @@ func (m *Models) take(ctx context.Context) bool {
 	all := true
 	manifests := map[string]known{}
 	for _, model := range models {
-		if model.Digest == "" {
+		if model.Digest == "" || cluster.CloudModel(model.Name) {
 			continue
 		}
 		k, err := m.manifestOf(ctx, model, dir, locked)
+		if errors.Is(err, manifest.ErrNoLayers) {
+			continue
+		}
 		if err != nil {
 			m.deps.Log.Debug("cannot read the manifest of a model", "model", model.Name, "err", err)
 			all = false
@@ -119,33 +122,59 @@ func (m *Models) take(ctx context.Context) bool {
 
 // find returns the engine's folder; nil if it is not known, or locked: it cannot be read.
 func (m *Models) find(ctx context.Context, models []cluster.Model) (dir *folder.Folder, locked bool) {
-	var err error
-	switch {
-	case m.deps.ModelsDir != "":
-		dir, err = folder.Open(m.deps.ModelsDir)
-	case len(models) == 0:
+	if len(models) == 0 && m.deps.ModelsDir == "" {
 		return nil, false
-	default:
-		var name manifest.Name
-		if name, err = manifest.ParseName(models[0].Name); err == nil {
-			dir, err = folder.Find(ctx, m.deps.Engine, name)
-		}
 	}
+	m.mu.Lock()
+	last, wasLocked := m.folder, m.locked
+	m.mu.Unlock()
+	dir, err := m.findAnew(ctx, models)
 	if errors.Is(err, folder.ErrUnreadable) && len(models) > 0 {
-		m.mu.Lock()
-		first := !m.locked
-		m.mu.Unlock()
-		if first {
+		if !wasLocked {
 			m.deps.Log.Info("the engine's model folder cannot be read; others get models from the engine itself, and nobody checks its files", "err", err)
 		}
 		return nil, true
 	}
 	if err != nil {
 		m.deps.Log.Debug("cannot find the engine's model folder", "err", err)
-		return nil, false
+		if last == nil || errors.Is(err, folder.ErrUnreadable) {
+			return nil, wasLocked && len(models) > 0
+		}
+		if dir, err = folder.Open(last.Dir()); err != nil { // where it was when the engine last told
+			return nil, false
+		}
 	}
 	return dir, false
 }
+
+// findAnew opens the folder that is configured, or that the engine tells. Not every model is one of files in it.
+func (m *Models) findAnew(ctx context.Context, models []cluster.Model) (*folder.Folder, error) {
+	if m.deps.ModelsDir != "" {
+		return folder.Open(m.deps.ModelsDir)
+	}
+	err := errors.New("the engine has no models of its own")
+	asked := 0
+	for _, model := range models {
+		if cluster.CloudModel(model.Name) {
+			continue
+		}
+		if asked++; asked > maxAsked {
+			break
+		}
+		name, bad := manifest.ParseName(model.Name)
+		if bad != nil {
+			err = bad
+			continue
+		}
+		var dir *folder.Folder
+		if dir, err = folder.Find(ctx, m.deps.Engine, name); err == nil || errors.Is(err, folder.ErrUnreadable) {
+			return dir, err
+		}
+	}
+	return nil, err
+}
+
+const maxAsked = 16 // models by which the engine's folder is looked for
 
 // manifestOf returns the manifest of a model that the engine lists.
 func (m *Models) manifestOf(ctx context.Context, model cluster.Model, dir *folder.Folder, locked bool) (known, error) {

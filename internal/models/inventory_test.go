@@ -3,8 +3,16 @@ package models
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -145,4 +153,44 @@ func mustName(t *testing.T, text string) manifest.Name {
 		t.Fatal(err)
 	}
 	return name
+}
+
+func TestTheModelFolderIsFoundThroughAnyModelThatLiesInIt(t *testing.T) {
+	dir := newShelf(t).dir
+	asked := []string{}
+	m := &Models{deps: Deps{Log: slog.New(slog.DiscardHandler), Engine: roundTrip(func(r *http.Request) (*http.Response, error) {
+		var body struct{ Model string }
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			return nil, err
+		}
+		asked = append(asked, body.Model)
+		w := httptest.NewRecorder()
+		switch name, _, _ := strings.Cut(path.Base(body.Model), ":"); name {
+		case "big", "copied":
+			http.Error(w, `{"error":"remote model"}`, http.StatusForbidden)
+		case "mlx":
+			fmt.Fprint(w, `{"modelfile":"FROM mlx"}`)
+		default:
+			fmt.Fprintf(w, `{"modelfile":"FROM %s/blobs/sha256-%064d"}`, dir, 1)
+		}
+		return w.Result(), nil
+	})}}
+	models := []cluster.Model{{Name: "big:120b-cloud"}, {Name: "copied:latest"}, {Name: "mlx:latest"}, {Name: "m:latest"}}
+	found, locked := m.find(t.Context(), models)
+	if found == nil || found.Dir() != dir || locked {
+		t.Fatalf("found %v, locked %v", found, locked)
+	}
+	if len(asked) != 3 {
+		t.Errorf("the engine was asked of %q", asked)
+	}
+	m.folder = found
+	if again, locked := m.find(t.Context(), models[:3]); again == nil || again.Dir() != dir || locked {
+		t.Errorf("the folder is forgotten: %v, locked %v", again, locked)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	if again, locked := m.find(t.Context(), models[:3]); again != nil || locked {
+		t.Errorf("a folder that is gone is kept: %v, locked %v", again, locked)
+	}
 }

@@ -15,6 +15,9 @@ import (
 // lines of 200.
 const MaxSize = 4 << 20
 
+// ErrNoLayers is returned for a manifest of a model that has no files: another machine answers for it.
+var ErrNoLayers = errors.New("it names no layers")
+
 // Blob is one file of a model.
 type Blob struct {
 	MediaType string
@@ -74,7 +77,7 @@ func Parse(data []byte) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("read manifest: %w", err)
 	}
 	if len(wire.Layers) == 0 {
-		return Manifest{}, errors.New("read manifest: it names no layers")
+		return Manifest{}, fmt.Errorf("read manifest: %w", ErrNoLayers)
 	}
 	m := Manifest{Model: DigestOf(data)}
 	all := wire.Layers
