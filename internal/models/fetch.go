@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
-	"github.com/ollamamax/ollamamax/internal/models/blob"
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
 )
 
@@ -42,6 +41,7 @@ type running struct {
 	// Under the lock of Models.
 	users    int
 	started  bool
+	admitted bool               // there is room for it
 	manifest *manifest.Manifest // nil: not here yet
 	missing  []string           // blobs that the engine had not
 	supplies []*supply
@@ -220,15 +220,15 @@ func (m *Models) fetch(ctx context.Context, r *running) error {
 	if m.deps.Files != nil {
 		return m.fetchFile(ctx, r, name, k.Manifest)
 	}
-	missing, size := m.missing(k.Manifest)
 	m.mu.Lock()
-	r.manifest, r.missing = &k.Manifest, missing
+	r.manifest, r.missing = &k.Manifest, m.missing(k.Manifest)
+	r.admitted = m.repairs.isAway(r.digest) // there was room before the model was deleted, and the spool has the bytes
+	admitted := r.admitted
 	m.mu.Unlock()
-	if m.isAway(r.digest) {
-		size = 0 // it was looked for before the model was deleted, and the spool has the bytes
-	}
-	if err := blob.CheckRoom(ctx, m.deps.DataDir, size, m.cfg.DiskReserveBytes); err != nil {
-		return fmt.Errorf("fetch %s: %w", name, err)
+	if !admitted {
+		if err := m.admit(ctx, r); err != nil {
+			return fmt.Errorf("fetch %s: %w", name, err)
+		}
 	}
 	err = m.bring(ctx, r, k, name)
 	if err != nil && ctx.Err() == nil && m.doubt(ctx, k.Manifest) {
@@ -262,17 +262,23 @@ func (m *Models) bring(ctx context.Context, r *running, k known, name manifest.N
 	return nil
 }
 
-// missing are the blobs of a model that the engine has not, as far as that can be seen, and their bytes.
-func (m *Models) missing(of manifest.Manifest) (digests []string, size int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// missing are the blobs of a model that the engine has not, as far as that can be seen. The caller holds the lock.
+func (m *Models) missing(of manifest.Manifest) (digests []string) {
+	has := m.held
+	if m.locked {
+		has = map[string]int64{}
+		for _, k := range m.manifests {
+			for _, b := range k.Blobs {
+				has[b.Digest] = b.Size
+			}
+		}
+	}
 	for _, b := range of.Blobs {
-		if has, there := m.held[b.Digest]; !there || has != b.Size {
-			size += b.Size
+		if size, there := has[b.Digest]; !there || size != b.Size {
 			digests = append(digests, b.Digest)
 		}
 	}
-	return digests, size
+	return digests
 }
 
 // gather begins with all blobs that the engine has not, and returns when all are here or on their way from members: the engine

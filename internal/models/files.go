@@ -87,13 +87,11 @@ func (m *Models) fetchFile(ctx context.Context, r *running, name manifest.Name, 
 	m.mu.Unlock()
 	var whole *blob.Partial
 	if !have {
-		for _, dir := range []string{m.deps.DataDir, m.deps.Files.Dir} {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return fmt.Errorf("fetch %s: make folder for models: %w", name, err)
-			}
-			if err := blob.CheckRoom(ctx, dir, b.Size, m.cfg.DiskReserveBytes); err != nil {
-				return fmt.Errorf("fetch %s: %w", name, err)
-			}
+		if err := os.MkdirAll(m.deps.Files.Dir, 0o755); err != nil {
+			return fmt.Errorf("fetch %s: make folder for models: %w", name, err)
+		}
+		if err := m.admit(ctx, r); err != nil {
+			return fmt.Errorf("fetch %s: %w", name, err)
 		}
 		s, release := m.acquire(b, origin{name: name, insecure: name.Plain})
 		defer func() { release(); m.dropPlaced(r.name, b.Digest) }()

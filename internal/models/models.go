@@ -170,6 +170,8 @@ type Models struct {
 	making    chan struct{} // lists that are being made
 	filing    chan struct{} // a change of the folder of Files that is under way
 
+	admitting sync.Mutex // a job for which room is looked for: not two see the same
+
 	mu         sync.Mutex
 	run        context.Context // what jobs live in; nil: not running
 	work       sync.WaitGroup  // jobs

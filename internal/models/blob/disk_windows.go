@@ -3,7 +3,10 @@ package blob
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 )
 
@@ -20,6 +23,14 @@ func asFull(err error) error {
 	}
 	return err
 }
+
+// sameDevice tells whether two files lie on one volume.
+func sameDevice(a, b string) bool {
+	return strings.EqualFold(filepath.VolumeName(a), filepath.VolumeName(b))
+}
+
+// onDisk is how many bytes of a file, which may be sparse, are sure to lie on the disk: none is known of.
+func onDisk(fs.FileInfo) int64 { return 0 }
 
 // makeSparse tells NTFS not to fill the gap with zeros when a late piece is written first. Where the
 // file system knows no sparse files the gap is filled, which is slow and right.

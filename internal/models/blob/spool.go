@@ -98,6 +98,17 @@ func (s *Spool) Get(ctx context.Context, d Digest) (*Partial, error) {
 	return s.get(ctx, d, func() (*List, error) { return s.lists.Get(d) })
 }
 
+// Came is how many bytes of a blob lie in the folder, be it half taken in.
+func (s *Spool) Came(ctx context.Context, d Digest) int64 {
+	if p, err := s.Get(ctx, d); err == nil {
+		return p.Came()
+	}
+	if info, err := os.Stat(s.path(d) + ".intake"); err == nil {
+		return info.Size()
+	}
+	return 0
+}
+
 func (s *Spool) get(ctx context.Context, d Digest, list func() (*List, error)) (*Partial, error) {
 	t, err := s.slot(d)
 	if err != nil {

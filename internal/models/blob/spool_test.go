@@ -422,7 +422,7 @@ func TestCheckRoomSaysTheNumbers(t *testing.T) {
 		t.Error(err)
 	}
 	var e *NoRoomError
-	if err := CheckRoom(t.Context(), dir, 1<<50, 5); !errors.As(err, &e) || e.Need != 1<<51+5 || e.Free <= 0 {
+	if err := CheckRoom(t.Context(), dir, 1<<50, 5); !errors.As(err, &e) || e.Need != 1<<50+5 || e.Free <= 0 {
 		t.Error(err)
 	}
 	if err := CheckRoom(t.Context(), filepath.Join(dir, "none"), 1, 0); err == nil {

@@ -48,6 +48,18 @@ func OpenFile(path string) (Source, error) {
 	return openFile{file, info.Size()}, nil
 }
 
+// Taken is how many bytes of a blob lie there, be it that the engine is pulling it still.
+func (f Folder) Taken(d Digest) int64 {
+	file := filepath.Join(string(f), "blobs", "sha256-"+d.Hex())
+	if info, err := os.Stat(file); err == nil {
+		return info.Size()
+	}
+	if info, err := os.Stat(file + "-partial"); err == nil {
+		return onDisk(info)
+	}
+	return 0
+}
+
 type openFile struct {
 	*os.File
 	size int64
