@@ -208,7 +208,9 @@ type Load struct {
 type Machine struct {
 	Memory   Memory `json:"memory"`
 	DiskFree int64  `json:"disk_free"` // bytes, where the node keeps its data
-	Load     Load   `json:"load"`
+	// ModelsDiskFree is bytes where the engine keeps its models, if that is another disk; else 0.
+	ModelsDiskFree int64 `json:"models_disk_free,omitempty"`
+	Load           Load  `json:"load"`
 }
 
 // Node is a member of the cluster as one View shows it: what it tells of itself, and what the

@@ -41,6 +41,9 @@ func (n *Node) measure(ctx context.Context) {
 	if u, err := disk.UsageWithContext(ctx, n.cfg.Node.DataDir); err == nil {
 		m.DiskFree = round(u.Free, 1<<30)
 	}
+	if n.models != nil {
+		m.ModelsDiskFree = round(uint64(n.models.EngineDiskFree(ctx)), 1<<30)
+	}
 	if l, err := load.AvgWithContext(ctx); err == nil {
 		m.Load = cluster.Load{One: math.Round(l.Load1*2) / 2, Five: math.Round(l.Load5*2) / 2}
 	}
