@@ -134,6 +134,9 @@ func (m *Models) listOfPushed(ctx context.Context, hex string) (*blob.List, erro
 	}()
 	skip := in.Offset() // what an earlier push brought
 	if skip < b.Size {
+		if err := blob.CheckRoom(ctx, m.deps.DataDir, b.Size-skip, m.cfg.DiskReserveBytes); err != nil {
+			return nil, err
+		}
 		_, err = m.export(ctx, name, model.Digest, manifest.Wanted{Blob: b, To: writerFunc(func(data []byte) (int, error) {
 			n := min(int64(len(data)), skip)
 			skip -= n
