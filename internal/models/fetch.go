@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/models/blob"
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
 )
 
@@ -218,7 +219,11 @@ func (m *Models) fetch(ctx context.Context, r *running) error {
 		return err
 	}
 	if m.deps.Files != nil {
-		return m.fetchFile(ctx, r, name, k.Manifest)
+		err = m.fetchFile(ctx, r, name, k.Manifest)
+		if errors.Is(err, blob.ErrWrong) && m.doubt(ctx, k.Blobs...) {
+			err = m.fetchFile(ctx, r, name, k.Manifest)
+		}
+		return err
 	}
 	m.mu.Lock()
 	r.manifest, r.missing = &k.Manifest, m.missing(k.Manifest)
@@ -231,7 +236,7 @@ func (m *Models) fetch(ctx context.Context, r *running) error {
 		}
 	}
 	err = m.bring(ctx, r, k, name)
-	if err != nil && ctx.Err() == nil && m.doubt(ctx, k.Manifest) {
+	if err != nil && ctx.Err() == nil && m.doubt(ctx, k.Blobs...) {
 		err = m.bring(ctx, r, k, name)
 	}
 	return err

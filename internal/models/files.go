@@ -80,7 +80,7 @@ func (m *Models) fetchFile(ctx context.Context, r *running, name manifest.Name, 
 		return nil
 	}
 	m.mu.Lock()
-	r.manifest = &of
+	r.manifest, r.supplies = &of, nil
 	if !have {
 		r.missing = []string{b.Digest}
 	}

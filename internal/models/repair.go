@@ -267,7 +267,11 @@ func (m *Models) inSpool(ctx context.Context, b manifest.Blob) bool {
 // spoolAll gets the damaged blobs into the spool from wherever they can be had, and copies the others there.
 func (m *Models) spoolAll(ctx context.Context, r repair) error {
 	for _, b := range r.bad {
-		if err := m.spoolGood(ctx, r, b); err != nil {
+		err := m.spoolGood(ctx, r, b)
+		if errors.Is(err, blob.ErrWrong) {
+			m.doubt(ctx, b) // the next try finds the true list
+		}
+		if err != nil {
 			return fmt.Errorf("get blob %s: %w", short(b.Digest), err)
 		}
 	}

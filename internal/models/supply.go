@@ -131,8 +131,10 @@ func (m *Models) begin(s *supply) {
 	})
 }
 
-// giveUpAfter is how long a blob is looked for while all that is tried fails.
-const giveUpAfter = 5 * time.Minute
+const (
+	giveUpAfter = 5 * time.Minute  // a blob is looked for while all that is tried fails
+	standBy     = 30 * time.Second // holders have so long to have a false list replaced
+)
 
 // supply gets a blob into the spool: from members, or from the registry if none of them has it and the leader lets
 // this node ask there.
@@ -141,30 +143,42 @@ func (m *Models) supply(ctx context.Context, s *supply) error {
 	var last error
 	var failing time.Time // since then
 	stuck := false        // those who have some of it gave nothing
+	another := ""         // the root of a list that was found to be another blob's
 	for {
-		if p, err := m.spool.Get(ctx, digest(s.digest)); err == nil && p.Missing() == 0 {
+		if p, err := m.spool.Get(ctx, digest(s.digest)); err == nil && m.fits(s, p) == nil && p.Missing() == 0 {
 			m.list(s, p)
 			return m.keepList(p.List())
 		}
 		holders := m.holders(s.digest, s.liars)
 		root, agreed := m.deps.State().Roots[s.digest]
+		wrong := agreed && (root.Size != s.size || root.Hash == another)
 		var err error
 		switch {
-		case agreed && root.Size != s.size:
-			return fmt.Errorf("blob %s: its agreed list is one of %d bytes, it has %d: %w", short(s.digest), root.Size, s.size, blob.ErrWrong)
-		case agreed && len(holders.give) > 0 && !stuck:
+		case agreed && !wrong && len(holders.give) > 0 && !stuck:
 			var came int64
 			came, err = m.fromMembers(ctx, s, root)
 			stuck = errors.Is(err, exchange.ErrNobody)
-			if ctx.Err() != nil || errors.Is(err, blob.ErrFull) || errors.Is(err, blob.ErrWrong) {
+			if ctx.Err() != nil || errors.Is(err, blob.ErrFull) {
 				return err
 			}
-			if came > 0 {
+			if errors.Is(err, blob.ErrWrong) {
+				another = root.Hash
+			} else if came > 0 {
 				failing = time.Time{}
 			}
 		case len(holders.whole)+len(holders.locked) > 0: // also when it is agreed: who has it may have no list
 			stuck = false
 			err = m.askToOffer(ctx, s.digest, holders, asked)
+			if wrong { // who has the blob has the true list agreed; if nobody does, they all lie
+				if err == nil {
+					err = fmt.Errorf("its agreed list is another blob's: %w", blob.ErrWrong)
+				}
+				if !failing.IsZero() && m.deps.Now().Sub(failing) > standBy {
+					for _, id := range slices.Concat(holders.whole, holders.locked) {
+						s.liars[id] = true
+					}
+				}
+			}
 		default:
 			stuck = false
 			var granted bool
@@ -284,6 +298,9 @@ func (m *Models) fromMembers(ctx context.Context, s *supply, root cluster.Root) 
 			if err == nil {
 				var p *blob.Partial
 				if p, err = m.spool.Get(ctx, digest(s.digest)); err == nil {
+					err = m.fits(s, p)
+				}
+				if err == nil {
 					m.list(s, p)
 					err = m.keepList(p.List())
 				}
@@ -304,11 +321,23 @@ func (m *Models) fromMembers(ctx context.Context, s *supply, root cluster.Root) 
 			}
 			if p, err := m.spool.Get(ctx, digest(s.digest)); err == nil && p.List().Root() == hash {
 				listed = true
+				if err := m.fits(s, p); err != nil {
+					cancel(err)
+					continue
+				}
 				m.list(s, p)
 				m.tell(ctx) // it can be given to others already
 			}
 		}
 	}
+}
+
+// fits drops what has come by a list that cannot be the blob's, and is blob.ErrWrong then.
+func (m *Models) fits(s *supply, p *blob.Partial) error {
+	if size := p.List().Size(); size != s.size {
+		return errors.Join(fmt.Errorf("its agreed list is one of %d bytes, it has %d: %w", size, s.size, blob.ErrWrong), m.spool.Remove(digest(s.digest)))
+	}
+	return nil
 }
 
 // fromUpstream gets the blob, or what is missing of it, from the registry that the model's name means. Why members

@@ -360,3 +360,14 @@ func (s *Lists) Digests() (all []Digest, err error) {
 	slices.Sort(all)
 	return all, nil
 }
+
+// Remove drops a list. One that is not there is no error.
+func (s *Lists) Remove(d Digest) error {
+	if _, err := ParseDigest(string(d)); err != nil {
+		return err
+	}
+	if err := os.Remove(s.file(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop list: %w", err)
+	}
+	return nil
+}
