@@ -411,17 +411,33 @@ func (m *Models) fill(ctx context.Context, s *supply, from *upstream.Remote, p *
 			m.count(s, int64(n))
 			continue
 		}
-		var piece bytes.Buffer
-		piece.Grow(n)
-		if err := m.copy(ctx, s, from, offset, int64(n), &piece); err != nil {
-			return err
-		}
-		if err := p.WritePiece(i, piece.Bytes()); err != nil {
+		if err := m.fillPiece(ctx, s, from, p, i, offset, n); err != nil {
 			return err
 		}
 	}
 	return p.Finish(ctx)
 }
+
+// fillPiece gets a piece, twice if it is wrong: only the same wrong bytes again speak against the list, and are blob.ErrWrong.
+func (m *Models) fillPiece(ctx context.Context, s *supply, from *upstream.Remote, p *blob.Partial, i int, offset int64, n int) error {
+	var last []byte
+	for range maxPieceTries {
+		var piece bytes.Buffer
+		piece.Grow(n)
+		if err := m.copy(ctx, s, from, offset, int64(n), &piece); err != nil {
+			return err
+		}
+		err := p.WritePiece(i, piece.Bytes())
+		if !errors.Is(err, blob.ErrWrong) || bytes.Equal(piece.Bytes(), last) {
+			return err
+		}
+		m.count(s, int64(-n))
+		last = piece.Bytes()
+	}
+	return fmt.Errorf("registry sends other bytes each time of piece %d of blob %s, and never the right ones", i, short(s.digest))
+}
+
+const maxPieceTries = 3
 
 // copy reads a part of a blob from a registry.
 func (m *Models) copy(ctx context.Context, s *supply, from *upstream.Remote, offset, length int64, to io.Writer) error {

@@ -1,0 +1,41 @@
+package models
+
+import (
+	"testing"
+
+	"github.com/ollamamax/ollamamax/internal/models/manifest"
+	"github.com/ollamamax/ollamamax/internal/models/registrytest"
+)
+
+// supplied waits for a blob in the spool.
+func (n *member) supplied(b manifest.Blob) error {
+	s, release := n.acquire(b, origin{name: mustName(n.g.t, "m")})
+	defer release()
+	<-s.done
+	return s.err
+}
+
+func TestAWrongPieceOfTheRegistryCostsThePieceAndNotTheOthers(t *testing.T) {
+	for name, row := range map[string]struct {
+		lies int
+		sent int64
+	}{
+		"wrong once":               {1, 4<<20 + 9<<20},
+		"wrong twice: the list is": {2, 8<<20 + 13<<20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGroup(t, "a")
+			data := some(13<<20, 1)
+			m := g.publish("m", data, some(300, 2))
+			n := g.start()[0]
+			n.spooled(data, 1)
+			g.registry.Set(registrytest.Faults{Lie: true, Times: row.lies})
+			if err := n.supplied(m.Blobs[0]); err != nil {
+				t.Fatal(err)
+			}
+			if sent := g.registry.Sent(m.Blobs[0].Digest); sent != row.sent {
+				t.Errorf("the registry sent %d bytes, not %d", sent, row.sent)
+			}
+		})
+	}
+}
