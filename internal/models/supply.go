@@ -181,6 +181,9 @@ func (m *Models) supply(ctx context.Context, s *supply) error {
 			}
 		default:
 			stuck = false
+			if err := m.cameWrong(s.digest); err != nil {
+				return err
+			}
 			var granted bool
 			if granted, err = m.askForLease(ctx, s.digest, leaseRequest{Without: slices.Collect(maps.Keys(s.liars))}); granted {
 				err = m.fromUpstream(ctx, s, last)
@@ -365,7 +368,11 @@ func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (er
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		p, err = m.takeIn(ctx, s, remote)
+		if p, err = m.takeIn(ctx, s, remote); errors.Is(err, blob.ErrWrong) {
+			m.mu.Lock()
+			m.wrong[s.digest] = m.deps.Now()
+			m.mu.Unlock()
+		}
 	}
 	if err != nil {
 		if members != nil {
@@ -380,6 +387,26 @@ func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (er
 	m.tell(ctx)
 	return m.agreeOnRoot(ctx, p.List())
 }
+
+// cameWrong is an error for a blob all of which came from the registry with other bytes than its digest's: it would again.
+func (m *Models) cameWrong(hex string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for other, at := range m.wrong {
+		if m.deps.Now().Sub(at) > wrongFor {
+			delete(m.wrong, other)
+		}
+	}
+	at, came := m.wrong[hex]
+	if !came {
+		return nil
+	}
+	return fmt.Errorf("blob %s came from the registry at %s with other bytes than its digest's: it is not asked for again before %s: %w",
+		short(hex), at.Format(time.TimeOnly), at.Add(wrongFor).Format(time.TimeOnly), blob.ErrWrong)
+}
+
+// wrongFor is how long the registry is not asked again for a blob that it has wrong.
+const wrongFor = time.Hour
 
 // takeIn gets a whole blob, of which no list is here.
 func (m *Models) takeIn(ctx context.Context, s *supply, from *upstream.Remote) (*blob.Partial, error) {

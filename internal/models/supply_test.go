@@ -1,8 +1,11 @@
 package models
 
 import (
+	"errors"
 	"testing"
+	"time"
 
+	"github.com/ollamamax/ollamamax/internal/models/blob"
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
 	"github.com/ollamamax/ollamamax/internal/models/registrytest"
 )
@@ -37,5 +40,27 @@ func TestAWrongPieceOfTheRegistryCostsThePieceAndNotTheOthers(t *testing.T) {
 				t.Errorf("the registry sent %d bytes, not %d", sent, row.sent)
 			}
 		})
+	}
+}
+
+func TestABlobThatTheRegistryHasWrongIsNotDownloadedAgainAndAgain(t *testing.T) {
+	g := newGroup(t, "a")
+	m := g.publish("m", some(5<<20, 1), some(300, 2))
+	n := g.start()[0]
+	g.registry.Set(registrytest.Faults{Lie: true})
+	for range 2 {
+		if err := n.supplied(m.Blobs[0]); !errors.Is(err, blob.ErrWrong) {
+			t.Fatal(err)
+		}
+	}
+	if sent := g.registry.Sent(m.Blobs[0].Digest); sent != m.Blobs[0].Size {
+		t.Errorf("the registry sent %d bytes", sent)
+	}
+	g.registry.Set(registrytest.Faults{})
+	n.mu.Lock()
+	n.wrong[m.Blobs[0].Digest] = n.deps.Now().Add(-wrongFor - time.Second)
+	n.mu.Unlock()
+	if err := n.supplied(m.Blobs[0]); err != nil {
+		t.Errorf("an hour later: %v", err)
 	}
 }
