@@ -107,7 +107,8 @@ type Place struct {
 	Labels   *map[string]string `json:"labels,omitempty"`
 	Pin      *bool              `json:"pin,omitempty"`
 	Preload  *bool              `json:"preload,omitempty"`
-	// Seen is the Version of the Wanted that the caller decided upon; 0: whatever it is now.
+	// Seen is the Version of the Wanted that the caller decided upon; 0: whatever it is now. When another is wanted, that is
+	// an error, unless nothing would change.
 	Seen uint64 `json:"seen,omitempty"`
 }
 
@@ -115,6 +116,8 @@ type Place struct {
 type Forget struct {
 	Model string `json:"model"`
 	Kept  bool   `json:"kept,omitempty"`
+	// Seen is the Version of the Wanted that the caller decided upon; 0: whatever it is now.
+	Seen uint64 `json:"seen,omitempty"`
 }
 
 // SetRoot agrees on the root of a blob.
@@ -171,10 +174,14 @@ func validLabels(labels map[string]string) bool {
 func (s *State) place(p *Place) (*State, error) {
 	key := CanonicalModel(p.Model)
 	w, known := s.Models[key]
+	var changed error
 	if p.Seen != 0 && p.Seen != w.Version {
-		return s, fmt.Errorf("place model %s: somebody has placed it otherwise meanwhile; look again: %w", p.Model, ErrChanged)
+		changed = fmt.Errorf("place model %s: somebody has placed it otherwise meanwhile; look again: %w", p.Model, ErrChanged)
 	}
 	if !known || w.Deleted != nil {
+		if changed != nil {
+			return s, changed
+		}
 		if p.Digest == nil {
 			return s, fmt.Errorf("place model %s: %w; pull it first", p.Model, ErrUnknownModel)
 		}
@@ -215,8 +222,11 @@ func (s *State) place(p *Place) (*State, error) {
 		return s, fmt.Errorf("place model %s: %d replicas are wanted, and only %d nodes may hold it: name more nodes, or want fewer replicas: %w",
 			p.Model, w.Replicas, len(w.Nodes), ErrContradiction)
 	}
-	if known && old.Deleted == nil && s.Models[key].Deleted == nil && old.equal(w) {
-		return s, nil
+	if known && s.Models[key].Deleted == nil && old.equal(w) {
+		return s, nil // also when something else was seen: whose answer was lost tells it again
+	}
+	if changed != nil {
+		return s, changed
 	}
 	n := s.next()
 	w.Version = n.Version
@@ -250,6 +260,9 @@ func (s *State) forget(f *Forget, at time.Time) (*State, error) {
 	w, known := s.Models[key]
 	if f.Kept && (!known || w.Deleted != nil) || w.Deleted != nil && !at.After(*w.Deleted) {
 		return s, nil
+	}
+	if f.Seen != 0 && f.Seen != w.Version {
+		return s, fmt.Errorf("forget model %s: somebody has placed it otherwise meanwhile; look again: %w", f.Model, ErrChanged)
 	}
 	n := s.next()
 	n.Models = maps.Clone(s.Models)

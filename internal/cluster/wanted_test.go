@@ -79,6 +79,35 @@ func TestADeletionIsRememberedUntilTheModelIsPulledAgain(t *testing.T) {
 	}
 }
 
+func TestAPlacementThatIsToldTwiceIsAgreedOnce(t *testing.T) {
+	s, _ := founded(t)
+	s = must(t, s, placed("m", func(p *Place) { p.Digest = ref(digestOf(0)) }))
+	pin := placed("m", func(p *Place) { p.Pin, p.Seen = ref(true), s.Models["m:latest"].Version })
+	s = must(t, s, pin)
+	if next, err := s.Apply(pin); err != nil || next != s {
+		t.Error(err)
+	}
+	s = must(t, s, Command{At: start.Add(time.Hour), Forget: &Forget{Model: "m"}})
+	if _, err := s.Apply(pin); !errors.Is(err, ErrChanged) {
+		t.Errorf("after it was deleted: %v", err)
+	}
+}
+
+func TestNothingIsForgottenThatIsWantedInAnotherWay(t *testing.T) {
+	s, _ := founded(t)
+	s = must(t, s, placed("m", func(p *Place) { p.Digest = ref(digestOf(0)) }))
+	seen := s.Models["m:latest"].Version
+	s = must(t, s, placed("m", func(p *Place) { p.Pin = ref(true) }))
+	forget := Command{At: start, Forget: &Forget{Model: "m", Kept: true, Seen: seen}}
+	if next, err := s.Apply(forget); !errors.Is(err, ErrChanged) || next != s {
+		t.Error(err)
+	}
+	forget.Forget.Seen = s.Models["m:latest"].Version
+	if s = must(t, s, forget); len(s.Models) != 0 {
+		t.Errorf("%+v", s.Models)
+	}
+}
+
 func TestARemovedNodeIsWantedForNothing(t *testing.T) {
 	s, tok := founded(t)
 	s = must(t, s, joins("b", "beta", tok, start))
