@@ -116,7 +116,9 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 		m.tell(ctx)
 		err := m.fetch(ctx, r)
 		if err != nil && ctx.Err() != nil {
-			err = context.Cause(ctx)
+			if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
+				err = errStopping
+			}
 		}
 		m.mu.Lock()
 		delete(m.jobs, j)

@@ -56,6 +56,7 @@ type member struct {
 	http   *http.Transport
 	stop   func()
 	loses  atomic.Int32 // so many answers of other nodes are lost
+	net    *mesh.MemoryNode
 
 	// Under the group's lock.
 	held []cluster.Model
@@ -120,6 +121,7 @@ func (g *group) open(n *member) {
 	n.engine = httptest.NewServer(enginetest.New(enginetest.Config{Folder: n.folder, Models: []enginetest.Model{}, Transport: &http.Transport{DisableKeepAlives: true}}))
 	n.http = &http.Transport{DisableKeepAlives: true}
 	in := g.mesh.Node(n.id, mesh.Deps{Admit: func(cluster.NodeID, []byte) error { return nil }})
+	n.net = in
 	peering, err := in.Listen("http/1")
 	if err != nil {
 		t.Fatal(err)

@@ -362,3 +362,50 @@ func TestPeersThatAskForAnythingLeaveNothingBehind(t *testing.T) {
 		t.Errorf("%d blobs are remembered that are not there", len(n.used)+len(n.hashing))
 	}
 }
+
+func TestAPullGoesOnThoughTheWayToItsNodeBreaks(t *testing.T) {
+	g := newGroup(t, "a", "b", "c")
+	m := g.publish("m", some(5<<20, 5), some(300, 6))
+	g.registry.Set(registrytest.Faults{BytesPerSecond: 4 << 20})
+	nodes := g.start()
+	breaks := sync.OnceFunc(func() { nodes[1].net.Disconnect("c") })
+	err := nodes[1].Pull(t.Context(), Request{Name: "m", Nodes: &[]cluster.NodeID{"c"}}, func(record []byte) error {
+		if bytes.Contains(record, []byte(`"digest"`)) {
+			breaks()
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, wanted := g.agreed().WantedModel("m"); !wanted {
+		t.Error("it is wanted no more")
+	}
+	nodes[2].hasSoon("m", m)
+	if err := g.once(m); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPullGoesOnWhereTheLeaderPutsItWhenItsNodeDies(t *testing.T) {
+	g := newGroup(t, "a", "b", "c", "d")
+	m := g.publish("m", some(5<<20, 5), some(300, 6))
+	g.registry.Set(registrytest.Faults{BytesPerSecond: 4 << 20})
+	nodes := g.start()
+	one := cluster.Replicas(1)
+	done := make(chan error, 1)
+	go func() {
+		done <- nodes[1].Pull(t.Context(), Request{Name: "m", Replicas: &one, Nodes: &[]cluster.NodeID{"c", "d"}}, func([]byte) error { return nil })
+	}()
+	at := func(n *member) bool { all := n.Transfers(); return len(all) == 1 && all[0].Have > 0 }
+	until(t, "a transfer", func() bool { return at(nodes[2]) || at(nodes[3]) })
+	dies, gets := nodes[2], nodes[3]
+	if at(gets) {
+		dies, gets = gets, dies
+	}
+	dies.stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	gets.hasSoon("m", m)
+}

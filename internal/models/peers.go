@@ -3,6 +3,7 @@ package models
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -39,7 +40,7 @@ const (
 	leaseTimeout = 10 * time.Second // of a node that says nothing more
 )
 
-// errNoAnswer is returned for a node that cannot be reached.
+// errNoAnswer is returned for a node that cannot be reached, or not until it has said how it went.
 var errNoAnswer = errors.New("no answer")
 
 // reply is the answer of what is done or not.
@@ -49,19 +50,26 @@ type reply struct {
 
 	Granted bool             `json:"granted,omitempty"`
 	Nodes   []cluster.NodeID `json:"nodes,omitempty"`
+	Version uint64           `json:"version,omitempty"`
 }
 
 func (r reply) err() error {
 	if r.Error == "" {
 		return nil
 	}
-	if r.Code == codeFull {
+	switch r.Code {
+	case codeFull:
 		return errFull{r.Error}
+	case codeStopping:
+		return fmt.Errorf("%s: %w", r.Error, errNoAnswer)
 	}
 	return cluster.ErrorFromCode(r.Code, r.Error)
 }
 
-const codeFull = "disk_full"
+const (
+	codeFull     = "disk_full"
+	codeStopping = "stopping"
+)
 
 // errFull is another node's full disk.
 type errFull struct{ text string }
@@ -71,8 +79,11 @@ func (e errFull) Is(target error) bool { return target == blob.ErrFull }
 
 func failed(err error) reply {
 	code := cluster.ErrorCode(err)
-	if errors.Is(err, blob.ErrFull) {
+	switch {
+	case errors.Is(err, blob.ErrFull):
 		code = codeFull
+	case errors.Is(err, errStopping):
+		code = codeStopping
 	}
 	return reply{Code: code, Error: err.Error()}
 }
@@ -115,8 +126,8 @@ func (m *Models) RegisterPeers(mux *http.ServeMux) {
 	mux.HandleFunc("POST "+placePath, func(w http.ResponseWriter, r *http.Request) {
 		var wish Wish
 		if read(w, r, &wish) {
-			nodes, err := m.place(r.Context(), wish)
-			answer(w, reply{Nodes: nodes}, err)
+			chosen, err := m.place(r.Context(), wish)
+			answer(w, reply{Nodes: chosen.nodes, Version: chosen.version}, err)
 		}
 	})
 	mux.HandleFunc("GET "+transfersPath, func(w http.ResponseWriter, r *http.Request) {
@@ -241,7 +252,7 @@ func (m *Models) fetchOn(ctx context.Context, id cluster.NodeID, req FetchReques
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("node %s broke off: %w", m.nameOf(id), errors.Join(lines.Err(), io.ErrUnexpectedEOF))
+	return fmt.Errorf("node %s broke off: %w: %w", m.nameOf(id), errNoAnswer, cmp.Or(lines.Err(), io.ErrUnexpectedEOF))
 }
 
 // removeOn has a node delete a name of a model.

@@ -58,6 +58,13 @@ func (p *progress) say(record []byte) {
 	p.changed = make(chan struct{})
 }
 
+// last counts what was said.
+func (p *progress) last() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seq
+}
+
 const (
 	maxSaid   = 10_000  // records: of a model with a blob for each tensor
 	maxSaying = 4 << 10 // bytes of one

@@ -42,6 +42,12 @@ type Wish struct {
 	Manifest cluster.NodeID `json:"manifest,omitempty"`
 }
 
+// choice is what the leader makes of a Wish.
+type choice struct {
+	nodes   []cluster.NodeID // that are to hold the model
+	version uint64           // of what is wanted of it
+}
+
 // Pull finds what a name means, has it agreed, and returns when the model is where it is to be. Progress is given records
 // of the form that Ollama's pull has; without one Pull returns when all is agreed.
 //
@@ -50,44 +56,57 @@ type Wish struct {
 func (m *Models) Pull(ctx context.Context, req Request, to func(record []byte) error) error {
 	said := newProgress()
 	_, placed := m.deps.State().WantedModel(req.Name)
-	nodes, fetch, err := m.agree(ctx, req, said, to)
+	wish, chosen, err := m.agree(ctx, req, said, to)
 	if err != nil || to == nil {
 		return err
 	}
-	err = m.follow(ctx, nodes, fetch, req.Replicas != nil || req.Nodes != nil, said, to)
-	if err != nil && ctx.Err() == nil && !placed && len(m.deps.View().Replicas(req.Name)) == 0 {
+	chosen, err = m.follow(ctx, wish, chosen, said, to)
+	var failed *failure
+	if errors.As(err, &failed) && !failed.lost && ctx.Err() == nil && !placed && !m.isComing(wish, chosen) {
 		// It cannot be had. What nobody wanted before is not tried for ever.
-		err = errors.Join(err, m.deps.Apply(ctx, cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: req.Name, Kept: true}}))
+		forget := m.deps.Apply(ctx, cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: req.Name, Kept: true, Seen: chosen.version}})
+		if !errors.Is(forget, cluster.ErrChanged) { // else somebody wants it in another way
+			err = errors.Join(err, forget)
+		}
 	}
 	return err
 }
 
+// isComing tells whether anybody has the model, or another node than the chosen ones gets it.
+func (m *Models) isComing(wish Wish, chosen choice) bool {
+	view, key := m.deps.View(), cluster.CanonicalModel(wish.Place.Model)
+	return len(view.Replicas(key)) > 0 || slices.ContainsFunc(view.Nodes, func(n *cluster.Node) bool {
+		return n.Condition != cluster.Dead && !slices.Contains(chosen.nodes, n.ID) &&
+			slices.ContainsFunc(n.Fetches, func(f cluster.Fetch) bool { return cluster.CanonicalModel(f.Name) == key })
+	})
+}
+
 // agree has a pull agreed.
-func (m *Models) agree(ctx context.Context, req Request, said *progress, to func([]byte) error) ([]cluster.NodeID, FetchRequest, error) {
+func (m *Models) agree(ctx context.Context, req Request, said *progress, to func([]byte) error) (wish Wish, chosen choice, err error) {
 	name, err := manifest.ParseName(req.Name)
 	if err != nil {
-		return nil, FetchRequest{}, err
+		return Wish{}, choice{}, err
 	}
 	if name.IsPassing() {
-		return nil, FetchRequest{}, fmt.Errorf("pull %s: this name is for models that pass", name)
+		return Wish{}, choice{}, fmt.Errorf("pull %s: this name is for models that pass", name)
 	}
 	name.Plain = name.Plain || req.Insecure
 	if to != nil {
 		record := status("pulling manifest")
 		said.say(record)
 		if err := to(record); err != nil {
-			return nil, FetchRequest{}, err
+			return Wish{}, choice{}, err
 		}
 	}
 	k, err := m.resolve(ctx, name)
 	if err != nil {
-		return nil, FetchRequest{}, err
+		return Wish{}, choice{}, err
 	}
-	fetch := FetchRequest{Name: name.String(), Digest: k.Model, From: m.deps.Self}
+	text := name.String()
 	if name.Plain {
-		fetch.Name = "http://" + fetch.Name
+		text = "http://" + text
 	}
-	wish := Wish{Place: cluster.Place{Model: fetch.Name, Digest: &k.Model, Replicas: req.Replicas, Nodes: req.Nodes, Labels: req.Labels},
+	wish = Wish{Place: cluster.Place{Model: text, Digest: &k.Model, Replicas: req.Replicas, Nodes: req.Nodes, Labels: req.Labels},
 		Size: k.Size(), Footprint: m.footprintOf(k.Model), Strict: req.Replicas != nil || req.Nodes != nil, Manifest: m.deps.Self}
 	if _, placed := m.deps.State().WantedModel(req.Name); !placed && req.Replicas == nil {
 		replicas := m.cfg.Replicas
@@ -96,8 +115,8 @@ func (m *Models) agree(ctx context.Context, req Request, said *progress, to func
 		}
 		wish.Place.Replicas = &replicas
 	}
-	nodes, err := m.askToPlace(ctx, wish)
-	return nodes, fetch, err
+	chosen, err = m.askToPlace(ctx, wish)
+	return wish, chosen, err
 }
 
 // resolve finds the model that a name means.
@@ -133,63 +152,71 @@ func (m *Models) resolve(ctx context.Context, name manifest.Name) (known, error)
 	return m.manifestFromAnywhere(ctx, name, FetchRequest{Digest: held})
 }
 
-// askToPlace asks the leader to have a wish agreed, and returns the nodes that are to hold the model. A wish
+// askToPlace asks the leader to have a wish agreed, and returns what came of it. A wish
 // whose answer was lost is told again: it changes nothing the second time.
-func (m *Models) askToPlace(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+func (m *Models) askToPlace(ctx context.Context, wish Wish) (choice, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	for {
-		nodes, err := m.askOnceToPlace(ctx, wish)
-		again := errors.Is(err, errNoAnswer) || errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrNoQuorum) && m.deps.View().Quorum
-		if !again {
-			return nodes, err
+		chosen, err := m.askOnceToPlace(ctx, wish)
+		if !unheard(err) || errors.Is(err, cluster.ErrNoQuorum) && !m.deps.View().Quorum {
+			return chosen, err
 		}
 		timer := time.NewTimer(lookForSources)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, err
+			return choice{}, err
 		}
 	}
 }
 
-func (m *Models) askOnceToPlace(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+// unheard tells of an error that says only that the leader was not reached.
+func unheard(err error) bool {
+	return errors.Is(err, errNoAnswer) || errors.Is(err, cluster.ErrNotLeader) || errors.Is(err, cluster.ErrNoQuorum)
+}
+
+func (m *Models) askOnceToPlace(ctx context.Context, wish Wish) (choice, error) {
 	leader := m.deps.View().Leader
 	switch leader {
 	case "":
-		return nil, fmt.Errorf("place model %s: nothing can be agreed now: %w", wish.Place.Model, cluster.ErrNoQuorum)
+		return choice{}, fmt.Errorf("place model %s: nothing can be agreed now: %w", wish.Place.Model, cluster.ErrNoQuorum)
 	case m.deps.Self:
 		return m.place(ctx, wish)
 	}
 	var r reply
 	if err := m.ask(ctx, leader, "POST", placePath, wish, &r); err != nil {
-		return nil, err
+		return choice{}, err
 	}
-	return r.Nodes, r.err()
+	return choice{r.Nodes, r.Version}, r.err()
 }
 
 // place has a wish agreed, chooses the nodes, and begins.
-func (m *Models) place(ctx context.Context, wish Wish) ([]cluster.NodeID, error) {
+func (m *Models) place(ctx context.Context, wish Wish) (choice, error) {
 	view, state := m.deps.View(), m.deps.State()
 	if view.Leader != m.deps.Self {
-		return nil, cluster.ErrNotLeader
+		return choice{}, cluster.ErrNotLeader
 	}
 	command := cluster.Command{At: m.deps.Now(), Place: &wish.Place}
 	next, err := state.Apply(command)
 	if err != nil {
-		return nil, err
+		return choice{}, err
 	}
 	wanted, ok := next.WantedModel(wish.Place.Model)
 	if !ok {
-		return nil, fmt.Errorf("place model %s: %w", wish.Place.Model, cluster.ErrUnknownModel)
+		return choice{}, fmt.Errorf("place model %s: %w", wish.Place.Model, cluster.ErrUnknownModel)
 	}
 	nodes, err := placement.Choose(m.placing(), view, wanted, wish.Size, wish.Footprint)
 	if err != nil && (wish.Strict || len(nodes) == 0) {
-		return nil, err
+		return choice{}, err
 	}
 	if err := m.deps.Apply(ctx, command); err != nil {
-		return nil, err
+		return choice{}, err
+	}
+	agreed, ok := m.deps.State().WantedModel(wish.Place.Model)
+	if !ok {
+		return choice{}, fmt.Errorf("place model %s: %w", wish.Place.Model, errDeleted)
 	}
 	for _, id := range nodes {
 		if m.holds(id, FetchRequest{Name: wanted.Name, Digest: wanted.Digest}) {
@@ -197,48 +224,104 @@ func (m *Models) place(ctx context.Context, wish Wish) ([]cluster.NodeID, error)
 		}
 		m.act(placement.Action{Kind: placement.Fetch, Node: id, Name: wanted.Name, Digest: wanted.Digest, Why: "it is wanted there"}, wish.Manifest)
 	}
-	return nodes, nil
+	return choice{nodes, agreed.Version}, nil
 }
 
 func (m *Models) placing() placement.Config {
 	return placement.Config{Reserve: m.cfg.DiskReserveBytes}
 }
 
-// follow passes on the progress of the nodes that a model goes to, as that of one pull.
-func (m *Models) follow(ctx context.Context, nodes []cluster.NodeID, fetch FetchRequest, strict bool, said *progress, to func([]byte) error) error {
+// failure is why a pull has not brought a model to its nodes.
+type failure struct {
+	model string
+	texts []string // of each node
+	lost  bool     // of one of them only the way to it is broken: it may get the model still
+}
+
+func (f *failure) Error() string { return "pull " + f.model + ": " + strings.Join(f.texts, "; ") }
+
+// follow passes on the progress of the nodes that a model goes to, as that of one pull, and returns which they were at last.
+func (m *Models) follow(ctx context.Context, wish Wish, chosen choice, said *progress, to func([]byte) error) (last choice, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		last, err = m.settle(ctx, wish, chosen, said)
+	}()
+	if gone := said.follow(ctx, done, to); gone != nil {
+		cancel(gone)
+		<-done
+		return last, gone
+	}
+	if err != nil {
+		return last, err
+	}
+	return last, to(status("success"))
+}
+
+// lostFor is how long a pull whose nodes cannot be reached looks for them, or for those chosen in their stead.
+const lostFor = time.Minute
+
+// settle waits until the model is where it is to be. When a node or the way to it is lost, it turns to those that the
+// leader has chosen by then: what is agreed is brought about whether somebody waits for it or not.
+func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *progress) (choice, error) {
+	again := wish // wants nothing new, and is an error when something else is wanted
+	again.Place = cluster.Place{Model: wish.Place.Model, Digest: wish.Place.Digest, Seen: chosen.version}
+	for heard, last := m.deps.Now(), said.last(); ; {
+		failed := m.settleOnce(ctx, wish, chosen, said)
+		if failed == nil {
+			return chosen, nil
+		}
+		if !failed.lost || ctx.Err() != nil {
+			return chosen, failed
+		}
+		if now := said.last(); now > last {
+			heard, last = m.deps.Now(), now
+		} else if m.deps.Now().Sub(heard) > lostFor {
+			return chosen, failed
+		}
+		timer := time.NewTimer(lookForSources)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return chosen, context.Cause(ctx)
+		}
+		next, err := m.askToPlace(ctx, again)
+		if err == nil {
+			chosen = next
+		} else if !unheard(err) {
+			return chosen, err
+		}
+	}
+}
+
+// settleOnce waits for the chosen nodes.
+func (m *Models) settleOnce(ctx context.Context, wish Wish, chosen choice, said *progress) *failure {
+	fetch := FetchRequest{Name: wish.Place.Model, Digest: *wish.Place.Digest, From: wish.Manifest}
 	merged := newMerged(said)
-	errs := make([]error, len(nodes))
+	errs := make([]error, len(chosen.nodes))
 	var running sync.WaitGroup
-	for i, id := range nodes {
+	for i, id := range chosen.nodes {
 		running.Go(func() {
-			if m.holds(id, fetch) {
-				return
-			}
-			errs[i] = m.fetchOn(ctx, id, fetch, func(record []byte) error { merged.say(id, record); return nil })
-			if errs[i] != nil {
-				errs[i] = fmt.Errorf("node %s: %w", m.nameOf(id), errs[i])
+			if !m.holds(id, fetch) {
+				errs[i] = m.fetchOn(ctx, id, fetch, func(record []byte) error { merged.say(id, record); return nil })
 			}
 		})
 	}
-	done := make(chan struct{})
-	go func() { running.Wait(); close(done) }()
-	err := said.follow(ctx, done, to)
-	if err != nil {
-		cancel(err)
-		<-done
-		return err
+	running.Wait()
+	failed := &failure{model: fetch.Name}
+	for i, err := range errs {
+		if id := chosen.nodes[i]; err != nil {
+			failed.texts = append(failed.texts, fmt.Sprintf("node %s: %v", m.nameOf(id), err))
+			failed.lost = failed.lost || id != m.deps.Self && errors.Is(err, errNoAnswer)
+		}
 	}
-	failed := slices.DeleteFunc(errs, func(err error) bool { return err == nil })
-	if len(failed) == 0 || !strict && len(failed) < len(nodes) {
-		return to(status("success"))
+	if len(failed.texts) == 0 || !wish.Strict && len(failed.texts) < len(errs) {
+		return nil
 	}
-	var texts []string
-	for _, err := range failed {
-		texts = append(texts, err.Error())
-	}
-	return fmt.Errorf("pull %s: %s", fetch.Name, strings.Join(texts, "; "))
+	return failed
 }
 
 // holds tells whether a node has the model under the name already.
