@@ -14,7 +14,7 @@ import (
 
 const (
 	maxJobs = 4                // models that are fetched at a time; more wait
-	linger  = 10 * time.Second // how long a fetch goes on that nobody waits for: its leader may have changed
+	linger  = 10 * time.Second // how long a fetch goes on that nobody waits for, and how often it is looked whether it is wanted
 )
 
 // ErrNoEngine is returned for a model that is to come to a node whose engine takes none.
@@ -140,20 +140,29 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 	return r, nil
 }
 
-// leave ends a job that nobody waits for any more, after a while.
+// leave is called by who waits for a job no more.
 func (m *Models) leave(r *running) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if r.users--; r.users > 0 {
-		return
+	if r.users--; r.users == 0 {
+		time.AfterFunc(linger, func() { m.letGo(r) })
 	}
-	time.AfterFunc(linger, func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if r.users == 0 {
-			r.cancel(errUnwanted)
-		}
-	})
+}
+
+// letGo ends a job that nobody waits for, unless it is agreed that the model is wanted here: its leader is lost, and the next one
+// takes what is under way for done.
+func (m *Models) letGo(r *running) {
+	w, wanted := m.deps.State().WantedModel(r.name)
+	wanted = wanted && w.Digest == r.digest && (len(w.Nodes) == 0 || slices.Contains(w.Nodes, m.deps.Self))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case r.users > 0 || r.ctx.Err() != nil:
+	case wanted:
+		time.AfterFunc(linger, func() { m.letGo(r) })
+	default:
+		r.cancel(errUnwanted)
+	}
 }
 
 // fetching tells whether a model is on its way here.

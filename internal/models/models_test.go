@@ -2,6 +2,7 @@ package models
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io/fs"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/models/blob"
@@ -408,4 +410,35 @@ func TestAPullGoesOnWhereTheLeaderPutsItWhenItsNodeDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	gets.hasSoon("m", m)
+}
+
+func TestAFetchThatIsWantedGoesOnWithoutItsLeader(t *testing.T) {
+	g := newGroup(t, "a", "b")
+	g.publish("m", some(5<<20, 5), some(300, 6))
+	g.registry.Set(registrytest.Faults{StallAfter: 1 << 20})
+	nodes := g.start()
+	if err := nodes[1].Pull(t.Context(), Request{Name: "m", Nodes: &[]cluster.NodeID{"b"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a transfer", func() bool { all := nodes[1].Transfers(); return len(all) == 1 && all[0].Have > 0 })
+	nodes[0].stop()
+	var r *running
+	until(t, "that nobody waits for it", func() bool {
+		nodes[1].mu.Lock()
+		defer nodes[1].mu.Unlock()
+		for _, r = range nodes[1].jobs {
+		}
+		return r.users == 0
+	})
+	nodes[1].letGo(r)
+	if r.ctx.Err() != nil {
+		t.Fatal("it ended: ", context.Cause(r.ctx))
+	}
+	if err := g.apply(t.Context(), cluster.Command{At: time.Now(), Forget: &cluster.Forget{Model: "m", Kept: true}}); err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].letGo(r)
+	if !errors.Is(context.Cause(r.ctx), errUnwanted) {
+		t.Error("it goes on though nobody wants it")
+	}
 }
