@@ -483,7 +483,7 @@ func (m *Models) Remove(ctx context.Context, name, model string) error {
 	models, _ := m.deps.EngineModels()
 	for _, has := range models {
 		if cluster.CanonicalModel(has.Name) == key && (has.Digest == model || model == "") {
-			err = errors.Join(err, m.install.Remove(ctx, parsed))
+			err = errors.Join(err, m.install.Remove(ctx, parsed, model))
 		}
 	}
 	m.deps.Refresh(ctx)

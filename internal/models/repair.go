@@ -181,7 +181,7 @@ func (m *Models) replace(ctx context.Context, r repair, all []manifest.Blob) err
 		if err := m.keep(ctx, m.deps.Self, name.String(), false); err != nil {
 			m.deps.Log.Debug("cannot unload a model", "model", name, "err", err)
 		}
-		errs = append(errs, m.install.Remove(ctx, name))
+		errs = append(errs, m.install.Remove(ctx, name, ""))
 	}
 	m.deps.Refresh(ctx)
 	m.take(ctx)

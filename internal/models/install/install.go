@@ -233,12 +233,22 @@ func (i *Installer) export(ctx context.Context, name manifest.Name, model string
 // errNoSuccess is returned for a pull or push whose stream ends without saying how it went.
 var errNoSuccess = fmt.Errorf("engine broke off: %w", io.ErrUnexpectedEOF)
 
-// Remove deletes a name from the engine, in its turn. One that is gone already is no error.
-func (i *Installer) Remove(ctx context.Context, name manifest.Name) error {
+// Remove deletes a name from the engine, in its turn, if it is that of the model; a model of "" is any. A name that is gone already,
+// or is another model's by now, is no error.
+func (i *Installer) Remove(ctx context.Context, name manifest.Name, model string) error {
 	if err := i.lock(ctx); err != nil {
 		return err
 	}
 	defer i.unlock()
+	if model != "" {
+		has, err := i.digest(ctx, name)
+		if errors.Is(err, ErrNoModel) || err == nil && has != model {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return i.remove(ctx, name)
 }
 

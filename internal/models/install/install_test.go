@@ -167,6 +167,28 @@ func TestNewModelTakesTheNameInAnOrderThatLosesNothing(t *testing.T) {
 	}
 }
 
+func TestANameIsRemovedOnlyIfItIsTheModelsStill(t *testing.T) {
+	for what, c := range map[string]struct {
+		model string
+		left  bool
+	}{
+		"the model":               {oldModel, false},
+		"another one, made since": {newModel, true},
+		"whichever has it":        {"", false},
+	} {
+		o := &ollama{names: map[string]string{"m:latest": oldModel}}
+		if err := newInstaller(o, nil).Remove(t.Context(), named(t, "m"), c.model); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		if _, left := o.names["m:latest"]; left != c.left {
+			t.Errorf("%s: the name is left: %v", what, left)
+		}
+	}
+	if err := newInstaller(&ollama{}, nil).Remove(t.Context(), named(t, "m"), oldModel); err != nil {
+		t.Errorf("a name that is gone: %v", err)
+	}
+}
+
 func TestCopyThatFailsLeavesTheOldModel(t *testing.T) {
 	o := &ollama{names: map[string]string{"m:latest": oldModel}, fails: "copy omx/NEW:omx m:latest"}
 	err := newInstaller(o, nil).Install(t.Context(), named(t, "m"), newModel, func([]byte) error { return nil })
