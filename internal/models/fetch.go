@@ -41,6 +41,7 @@ type running struct {
 
 	// Under the lock of Models.
 	users    int
+	version  uint64 // of the newest request
 	started  bool
 	admitted bool               // there is room for it
 	manifest *manifest.Manifest // nil: not here yet
@@ -57,6 +58,8 @@ type FetchRequest struct {
 	Digest string `json:"digest"`
 	// From is a node that has the manifest; "": whoever holds the model.
 	From cluster.NodeID `json:"from,omitempty"`
+	// Version is the State's at which the model was wanted: it is not fetched if it was deleted since then. 0: the State's now.
+	Version uint64 `json:"version,omitempty"`
 }
 
 // Fetch brings a model into the own engine under a name, and returns when it is there. All who fetch the same at the same
@@ -73,8 +76,14 @@ func (m *Models) Fetch(ctx context.Context, req FetchRequest, progress func(reco
 	if name.IsPassing() {
 		return fmt.Errorf("fetch %s: this name is for models that pass", name)
 	}
+	if req.Version == 0 {
+		req.Version = m.deps.State().Version
+	}
 	var r *running
 	for {
+		if m.isDeleted(cluster.CanonicalModel(req.Name), req.Version) {
+			return fmt.Errorf("fetch %s: %w", req.Name, errDeleted)
+		}
 		if r, err = m.join(job{cluster.CanonicalModel(req.Name), req.Digest}, req); err != nil {
 			return err
 		}
@@ -101,6 +110,7 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 	defer m.mu.Unlock()
 	if r := m.jobs[j]; r != nil {
 		r.users++
+		r.version = max(r.version, req.Version)
 		return r, nil
 	}
 	if m.run == nil || m.run.Err() != nil {
@@ -108,7 +118,7 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 	}
 	ctx, cancel := context.WithCancelCause(m.run)
 	m.numbered++
-	r := &running{job: j, id: fmt.Sprintf("%s-%d", short(j.digest)[:8], m.numbered), request: req, ctx: ctx, cancel: cancel, users: 1,
+	r := &running{job: j, id: fmt.Sprintf("%s-%d", short(j.digest)[:8], m.numbered), request: req, ctx: ctx, cancel: cancel, users: 1, version: req.Version,
 		since: m.deps.Now(), progress: newProgress(), done: make(chan struct{})}
 	m.jobs[j] = r
 	m.work.Go(func() {
@@ -138,6 +148,12 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 		m.Look()
 	})
 	return r, nil
+}
+
+// isDeleted tells whether it was agreed after that version of the State that the model is deleted.
+func (m *Models) isDeleted(key string, version uint64) bool {
+	w := m.deps.State().Models[key]
+	return w.Deleted != nil && w.Version > version
 }
 
 // leave is called by who waits for a job no more.
@@ -267,6 +283,12 @@ func (m *Models) bring(ctx context.Context, r *running, k known, name manifest.N
 	plain.Plain = false
 	if err := m.install.Install(ctx, plain, r.digest, func(record []byte) error { r.progress.say(record); return nil }); err != nil {
 		return err
+	}
+	m.mu.Lock()
+	version := r.version
+	m.mu.Unlock()
+	if m.isDeleted(r.name, version) { // who deleted it may not have reached this node
+		return errors.Join(errDeleted, m.install.Remove(ctx, plain, r.digest))
 	}
 	m.deps.Refresh(ctx)
 	if m.take(ctx) {

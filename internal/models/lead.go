@@ -50,6 +50,7 @@ type step struct {
 type acting struct {
 	action  placement.Action
 	running bool
+	cancel  context.CancelCauseFunc
 	failed  int
 	loads   int // how often it was loaded, and did not stay
 	until   time.Time
@@ -81,7 +82,26 @@ func (m *Models) Lead(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 		}
+		m.abandon()
 		m.plan(since, down, seen)
+	}
+}
+
+// abandon ends the fetches of what is wanted no more.
+func (m *Models) abandon() {
+	var running []acting
+	m.mu.Lock()
+	for _, a := range m.actions {
+		if a.running && a.action.Kind == placement.Fetch {
+			running = append(running, *a)
+		}
+	}
+	m.mu.Unlock()
+	state := m.deps.State() // in which all that they began for is agreed
+	for _, a := range running {
+		if w, wanted := state.WantedModel(a.action.Name); !wanted || w.Digest != a.action.Digest {
+			a.cancel(errUnwanted)
+		}
 	}
 }
 
@@ -160,12 +180,16 @@ func (m *Models) act(a placement.Action, from cluster.NodeID) {
 	if now.running {
 		return
 	}
-	now.action, now.running = a, true
+	ctx, cancel := context.WithCancelCause(ctx)
+	now.action, now.running, now.cancel = a, true, cancel
 	m.work.Go(func() {
+		defer cancel(nil)
 		err := m.do(ctx, a, from)
 		m.mu.Lock()
 		now.running = false
-		if err == nil {
+		if errors.Is(context.Cause(ctx), errUnwanted) {
+			delete(m.actions, what) // it has not failed
+		} else if err == nil {
 			now.failed = 0
 			now.until = m.deps.Now() // what it did is told soon
 			now.loads++
@@ -188,7 +212,11 @@ func (m *Models) do(ctx context.Context, a placement.Action, from cluster.NodeID
 	m.deps.Log.Info("model is moved", "what", a.Kind, "model", a.Name, "digest", short(a.Digest), "on", m.nameOf(a.Node), "why", a.Why)
 	switch a.Kind {
 	case placement.Fetch:
-		return m.fetchOn(ctx, a.Node, FetchRequest{Name: a.Name, Digest: a.Digest, From: from}, nil)
+		w, wanted := m.deps.State().WantedModel(a.Name)
+		if !wanted || w.Digest != a.Digest {
+			return errUnwanted // since a moment ago
+		}
+		return m.fetchOn(ctx, a.Node, FetchRequest{Name: a.Name, Digest: a.Digest, From: from, Version: w.Version}, nil)
 	case placement.Remove:
 		return m.removeOn(ctx, a.Node, a.Name, a.Digest)
 	case placement.Load:

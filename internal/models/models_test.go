@@ -442,3 +442,60 @@ func TestAFetchThatIsWantedGoesOnWithoutItsLeader(t *testing.T) {
 		t.Error("it goes on though nobody wants it")
 	}
 }
+
+func TestAFetchEndsWhenItsModelIsDeletedByWhoCannotReachIt(t *testing.T) {
+	g := newGroup(t, "a")
+	m := g.publish("m", some(5<<20, 5), some(300, 6))
+	g.registry.Set(registrytest.Faults{BytesPerSecond: 8 << 20})
+	n := g.start()[0]
+	deletes := sync.OnceFunc(func() {
+		if err := g.apply(t.Context(), cluster.Command{At: time.Now(), Forget: &cluster.Forget{Model: "m"}}); err != nil {
+			t.Error(err)
+		}
+	})
+	err := n.Fetch(t.Context(), FetchRequest{Name: "m", Digest: m.Model}, func(record []byte) error {
+		if bytes.Contains(record, []byte(`"digest"`)) {
+			deletes()
+		}
+		return nil
+	})
+	if !errors.Is(err, errDeleted) {
+		t.Error(err)
+	}
+	if models, err := n.list(t.Context()); err != nil || len(models) > 0 {
+		t.Errorf("%v %v", models, err)
+	}
+	if err := n.Fetch(t.Context(), FetchRequest{Name: "m", Digest: m.Model, Version: 1}, nil); !errors.Is(err, errDeleted) {
+		t.Errorf("what was wanted before then: %v", err)
+	}
+	if err := n.Fetch(t.Context(), FetchRequest{Name: "m", Digest: m.Model}, nil); err != nil {
+		t.Errorf("what is wanted since then: %v", err)
+	}
+}
+
+func TestTheLeaderDoesNotWaitForWhatIsWantedNoMore(t *testing.T) {
+	g := newGroup(t, "a", "b")
+	g.publish("m", some(5<<20, 5), some(300, 6))
+	g.registry.Set(registrytest.Faults{StallAfter: 1 << 20})
+	nodes := g.start()
+	if err := nodes[1].Pull(t.Context(), Request{Name: "m", Nodes: &[]cluster.NodeID{"b"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a transfer", func() bool { return len(nodes[1].Transfers()) == 1 })
+	if err := g.apply(t.Context(), cluster.Command{At: time.Now(), Forget: &cluster.Forget{Model: "m"}}); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "that nobody waits for it", func() bool {
+		nodes[1].mu.Lock()
+		defer nodes[1].mu.Unlock()
+		for _, r := range nodes[1].jobs {
+			return r.users == 0
+		}
+		return true
+	})
+	nodes[0].mu.Lock()
+	defer nodes[0].mu.Unlock()
+	if len(nodes[0].actions) > 0 {
+		t.Errorf("%d actions are remembered", len(nodes[0].actions))
+	}
+}

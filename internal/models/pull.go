@@ -299,7 +299,7 @@ func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *pro
 
 // settleOnce waits for the chosen nodes.
 func (m *Models) settleOnce(ctx context.Context, wish Wish, chosen choice, said *progress) *failure {
-	fetch := FetchRequest{Name: wish.Place.Model, Digest: *wish.Place.Digest, From: wish.Manifest}
+	fetch := FetchRequest{Name: wish.Place.Model, Digest: *wish.Place.Digest, From: wish.Manifest, Version: chosen.version}
 	merged := newMerged(said)
 	errs := make([]error, len(chosen.nodes))
 	var running sync.WaitGroup
