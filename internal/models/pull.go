@@ -1,9 +1,11 @@
 package models
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -452,18 +454,9 @@ func (m *Models) CancelOn(ctx context.Context, id cluster.NodeID, transfer strin
 	if all[i].Repair {
 		return fmt.Errorf("cancel transfer of %s: %w", name, ErrRepair)
 	}
-	if w, ok := m.deps.State().WantedModel(name); ok {
-		held := 0
-		for _, r := range m.deps.View().Replicas(name) {
-			if r.Model.Of() == w.Digest && r.Node.Condition != cluster.Dead {
-				held++
-			}
-		}
-		command := cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: name, Kept: true}}
-		if held > 0 {
-			n := cluster.Replicas(held)
-			command = cluster.Command{At: m.deps.Now(), Place: &cluster.Place{Model: name, Replicas: &n}}
-		}
+	if w, ok := m.deps.State().WantedModel(name); ok && w.Digest == all[i].Digest {
+		command := asHeld(m.deps.View(), w)
+		command.At = m.deps.Now()
 		if err := m.deps.Apply(ctx, command); err != nil {
 			return err
 		}
@@ -474,4 +467,27 @@ func (m *Models) CancelOn(ctx context.Context, id cluster.NodeID, transfer strin
 	}
 	var was FetchRequest
 	return m.ask(ctx, id, http.MethodDelete, transfersPath+"/"+transfer, nil, &was)
+}
+
+// asHeld has of a model wanted what is held of it where it may be held: of the wanted digest, or, if none of that has come yet, of the
+// one that most hold.
+func asHeld(view *cluster.View, w cluster.Wanted) cluster.Command {
+	held := map[string]int{}
+	for _, r := range view.Replicas(w.Name) {
+		if r.Model.Of() != "" && r.Node.Condition != cluster.Dead && (len(w.Nodes) == 0 || slices.Contains(w.Nodes, r.Node.ID)) {
+			held[r.Model.Of()]++
+		}
+	}
+	if len(held) == 0 {
+		return cluster.Command{Forget: &cluster.Forget{Model: w.Name, Kept: true, Seen: w.Version}}
+	}
+	digest := w.Digest
+	if held[digest] == 0 {
+		digest = slices.MaxFunc(slices.Sorted(maps.Keys(held)), func(a, b string) int { return cmp.Compare(held[a], held[b]) })
+	}
+	n := cluster.Replicas(held[digest])
+	if w.Replicas != cluster.EveryNode {
+		n = min(n, w.Replicas)
+	}
+	return cluster.Command{Place: &cluster.Place{Model: w.Name, Digest: &digest, Replicas: &n, Seen: w.Version}}
 }

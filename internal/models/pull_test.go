@@ -1,0 +1,46 @@
+package models
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+func TestWhatIsCancelledIsWantedAsItIsHeld(t *testing.T) {
+	place := func(digest string, n cluster.Replicas) cluster.Command {
+		return cluster.Command{Place: &cluster.Place{Model: "m", Digest: &digest, Replicas: &n, Seen: 7}}
+	}
+	forget := cluster.Command{Forget: &cluster.Forget{Model: "m", Kept: true, Seen: 7}}
+	for name, c := range map[string]struct {
+		held   map[cluster.NodeID]string
+		wanted cluster.Wanted
+		want   cluster.Command
+	}{
+		"nowhere yet":                   {nil, cluster.Wanted{Replicas: 2}, forget},
+		"on one of two":                 {map[cluster.NodeID]string{"a": "new"}, cluster.Wanted{Replicas: 2}, place("new", 1)},
+		"an update of which none came":  {map[cluster.NodeID]string{"a": "old", "b": "old", "c": "older"}, cluster.Wanted{Replicas: 3}, place("old", 2)},
+		"an update of which some came":  {map[cluster.NodeID]string{"a": "old", "b": "new"}, cluster.Wanted{Replicas: 2}, place("new", 1)},
+		"one that moves":                {map[cluster.NodeID]string{"a": "new", "b": "new"}, cluster.Wanted{Replicas: 1}, place("new", 1)},
+		"on every node":                 {map[cluster.NodeID]string{"a": "new", "b": "new"}, cluster.Wanted{Replicas: cluster.EveryNode}, place("new", 2)},
+		"not where it is to be":         {map[cluster.NodeID]string{"a": "new"}, cluster.Wanted{Replicas: 1, Nodes: []cluster.NodeID{"b"}}, forget},
+		"on a dead node":                {map[cluster.NodeID]string{"dead": "new"}, cluster.Wanted{Replicas: 1}, forget},
+		"by an engine without a digest": {map[cluster.NodeID]string{"a": ""}, cluster.Wanted{Replicas: 1}, forget},
+	} {
+		var nodes []*cluster.Node
+		for id, digest := range c.held {
+			n := &cluster.Node{ID: id, Condition: cluster.Alive, State: cluster.Active, Models: []cluster.Model{{Name: "M:latest", Digest: digest}},
+				Engine: &cluster.Engine{Kind: cluster.Ollama, Condition: cluster.EngineReady}}
+			if id == "dead" {
+				n.Condition = cluster.Dead
+			}
+			nodes = append(nodes, n)
+		}
+		c.wanted.Name, c.wanted.Digest, c.wanted.Version = "m", "new", 7
+		if diff := cmp.Diff(c.want, asHeld(cluster.NewView("a", time.Now(), nodes), c.wanted)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
