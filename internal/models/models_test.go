@@ -499,3 +499,33 @@ func TestTheLeaderDoesNotWaitForWhatIsWantedNoMore(t *testing.T) {
 		t.Errorf("%d actions are remembered", len(nodes[0].actions))
 	}
 }
+
+func TestWhoHasLostTheLeaseAsksTheRegistryNoMore(t *testing.T) {
+	g := newGroup(t, "a", "b")
+	m := g.publish("m", some(9<<20, 5), some(300, 6))
+	weights := m.Blobs[0].Digest
+	g.registry.Set(registrytest.Faults{StallAfter: 5 << 20})
+	nodes := g.start()
+	done := make(chan error, 1)
+	go func() { done <- nodes[1].Fetch(t.Context(), FetchRequest{Name: "m", Digest: m.Model}, nil) }()
+	asks := func() (bool, int64) {
+		nodes[1].mu.Lock()
+		defer nodes[1].mu.Unlock()
+		s := nodes[1].supplies[weights]
+		return s != nil && s.upstream, g.registry.Sent(weights)
+	}
+	until(t, "bytes from the registry", func() bool { asking, sent := asks(); return asking && sent >= 5<<20 })
+	nodes[0].mu.Lock()
+	nodes[0].leases[weights] = lease{"other", time.Now()}
+	nodes[0].mu.Unlock()
+	until(t, "that it asks no more", func() bool { asking, _ := asks(); return !asking })
+	g.registry.Set(registrytest.Faults{})
+	nodes[0].release(weights, "other")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	nodes[1].hasSoon("m", m)
+	if sent := g.registry.Sent(weights); sent > m.Blobs[0].Size+blob.PieceSize { // whole pieces are kept
+		t.Errorf("the registry sent %d bytes of a blob of %d", sent, m.Blobs[0].Size)
+	}
+}

@@ -386,8 +386,11 @@ func (m *Models) release(digest string, by cluster.NodeID) {
 	}
 }
 
-// renewLease tells whoever leads that this node is asking the registry, until ctx ends.
-func (m *Models) renewLease(ctx context.Context, digest string) {
+// errLeaseLost ends the asking of a registry by a node that the leader did not hear for so long that another one asks there.
+var errLeaseLost = errors.New("another node asks the registry")
+
+// renewLease tells whoever leads that this node is asking the registry, until ctx ends. When another node has the lease it calls lost.
+func (m *Models) renewLease(ctx context.Context, digest string, lost func(error)) {
 	ticker := time.NewTicker(renewEvery)
 	defer ticker.Stop()
 	for {
@@ -396,8 +399,15 @@ func (m *Models) renewLease(ctx context.Context, digest string) {
 			return
 		case <-ticker.C:
 		}
-		if _, err := m.askForLease(ctx, digest, leaseRequest{Renew: true}); err != nil && ctx.Err() == nil {
+		granted, err := m.askForLease(ctx, digest, leaseRequest{Renew: true})
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
 			m.deps.Log.Debug("cannot renew a lease; it is tried again", "blob", short(digest), "err", err)
+		case !granted:
+			lost(errLeaseLost)
+			return
 		}
 	}
 }

@@ -187,7 +187,9 @@ func (m *Models) supply(ctx context.Context, s *supply) error {
 			var granted bool
 			if granted, err = m.askForLease(ctx, s.digest, leaseRequest{Without: slices.Collect(maps.Keys(s.liars))}); granted {
 				err = m.fromUpstream(ctx, s, last)
-				if !errors.Is(err, upstream.ErrNoModel) || m.deps.Now().Sub(s.since) >= untilTold {
+				if errors.Is(err, errLeaseLost) {
+					err = nil
+				} else if !errors.Is(err, upstream.ErrNoModel) || m.deps.Now().Sub(s.since) >= untilTold {
 					return err
 				}
 				// It may be on a member that has not told of it yet.
@@ -346,12 +348,15 @@ func (m *Models) fits(s *supply, p *blob.Partial) error {
 // fromUpstream gets the blob, or what is missing of it, from the registry that the model's name means. Why members
 // did not give it may be said.
 func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (err error) {
-	ctx, cancel := context.WithCancel(ctx)
+	asking, cancel := context.WithCancelCause(ctx)
 	var renewing sync.WaitGroup
-	renewing.Go(func() { m.renewLease(ctx, s.digest) })
+	renewing.Go(func() { m.renewLease(asking, s.digest, cancel) })
 	defer func() {
-		cancel()
+		cancel(nil)
 		renewing.Wait()
+		m.mu.Lock()
+		s.upstream = false
+		m.mu.Unlock()
 		if err != nil { // else it lapses: until all have heard who has the blob, nobody is to ask for it again
 			m.giveLeaseBack(ctx, s.digest)
 		}
@@ -363,18 +368,21 @@ func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (er
 	remote := m.upstream.Remote(s.origin.name, s.origin.insecure)
 	p, err := m.spool.Get(ctx, digest(s.digest))
 	if err == nil {
-		if err = m.fill(ctx, s, remote, p); errors.Is(err, blob.ErrWrong) { // the list is not this blob's
+		if err = m.fill(asking, s, remote, p); errors.Is(err, blob.ErrWrong) { // the list is not this blob's
 			err = errors.Join(m.spool.Remove(digest(s.digest)), fs.ErrNotExist)
 		}
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		if p, err = m.takeIn(ctx, s, remote); errors.Is(err, blob.ErrWrong) {
+		if p, err = m.takeIn(asking, s, remote); errors.Is(err, blob.ErrWrong) {
 			m.mu.Lock()
 			m.wrong[s.digest] = m.deps.Now()
 			m.mu.Unlock()
 		}
 	}
 	if err != nil {
+		if asking.Err() != nil {
+			err = context.Cause(asking)
+		}
 		if members != nil {
 			return fmt.Errorf("no member gives blob %s (%w): %w", short(s.digest), members, err)
 		}
