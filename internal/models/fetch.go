@@ -319,8 +319,8 @@ func (m *Models) missing(of manifest.Manifest) (digests []string) {
 	return digests
 }
 
-// gather begins with all blobs that the engine has not, and returns when all are here or on their way from members: the engine
-// may pull then. What the engine may have and we cannot see is got when the engine asks for it.
+// gather begins with the blobs that the engine has not, a few at a time, and returns when all are here or on their way from members:
+// the engine may pull then. What the engine may have and we cannot see is got when the engine asks for it.
 func (m *Models) gather(ctx context.Context, r *running, k known, from origin) (release func(), err error) {
 	var releases []func()
 	release = func() {
@@ -336,37 +336,45 @@ func (m *Models) gather(ctx context.Context, r *running, k known, from origin) (
 	if locked {
 		return release, nil
 	}
-	begin := func(digests []string) {
-		for _, digest := range digests {
-			b, _ := k.Blob(digest)
-			s, back := m.acquire(b, from)
-			releases = append(releases, back)
-			m.mu.Lock()
-			r.supplies = append(r.supplies, s)
-			m.mu.Unlock()
-		}
-	}
-	begin(r.missing[:min(len(r.missing), maxSupplies)])
 	ticker := time.NewTicker(sayEvery)
 	defer ticker.Stop()
-	for i := range r.missing {
-		s := r.supplies[i]
-		if next := i + maxSupplies; i > 0 && next <= len(r.missing) {
-			begin(r.missing[next-1 : next])
-		}
-		for waiting := true; waiting; {
+	ended := make(chan *supply, len(r.missing)) // nobody waits to send
+	// wait returns when the blob is listed, or any has ended: it is nil then.
+	wait := func(listed <-chan struct{}) error {
+		for {
 			select {
-			case <-s.listed:
-				waiting = false
-			case <-s.done:
-				if s.err != nil {
-					return release, s.err
-				}
-				waiting = false
+			case <-listed:
+				return nil
+			case s := <-ended:
+				return s.err
 			case <-ticker.C:
 				m.sayProgress(r)
 			case <-ctx.Done():
-				return release, context.Cause(ctx)
+				return context.Cause(ctx)
+			}
+		}
+	}
+	for i, digest := range r.missing {
+		if i >= maxSupplies {
+			if err := wait(nil); err != nil {
+				return release, err
+			}
+		}
+		b, _ := k.Blob(digest)
+		s, back := m.acquire(b, from)
+		releases = append(releases, back)
+		m.mu.Lock()
+		r.supplies = append(r.supplies, s)
+		m.mu.Unlock()
+		m.work.Go(func() {
+			<-s.done
+			ended <- s
+		})
+	}
+	for _, s := range r.supplies {
+		for m.pieces(s) == nil {
+			if err := wait(s.listed); err != nil {
+				return release, err
 			}
 		}
 	}
@@ -375,7 +383,7 @@ func (m *Models) gather(ctx context.Context, r *running, k known, from origin) (
 
 const (
 	sayEvery    = 250 * time.Millisecond
-	maxSupplies = 32 // blobs that a job looks for at a time: there are models with a blob for each tensor
+	maxSupplies = 4 // blobs that a job gets at a time: there are models with a blob for each tensor, and nodes serve few connections to a peer
 )
 
 // sayProgress tells how far the blobs are that the engine does not ask for yet.

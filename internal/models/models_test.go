@@ -529,3 +529,41 @@ func TestWhoHasLostTheLeaseAsksTheRegistryNoMore(t *testing.T) {
 		t.Errorf("the registry sent %d bytes of a blob of %d", sent, m.Blobs[0].Size)
 	}
 }
+
+func TestAModelOfManyBlobsComesAFewBlobsAtATime(t *testing.T) {
+	g := newGroup(t, "a", "b")
+	var blobs [][]byte
+	for i := range 20 {
+		blobs = append(blobs, some(20_000, byte(i)))
+	}
+	m := g.publish("m", blobs...)
+	nodes := g.start()
+	if err := nodes[1].pull("m", 2); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		n.hasSoon("m", m)
+	}
+	for i := range blobs {
+		blobs[i] = some(20_000, byte(100+i))
+	}
+	m = g.publish("stalls", blobs...)
+	g.registry.Set(registrytest.Faults{StallAfter: 1000})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _ = nodes[1].Fetch(ctx, FetchRequest{Name: "stalls", Digest: m.Model}, nil) }() // it never ends
+	supplies := func() (begun, stalled int) {
+		nodes[1].mu.Lock()
+		defer nodes[1].mu.Unlock()
+		for _, s := range nodes[1].supplies {
+			if begun++; s.got > 0 {
+				stalled++
+			}
+		}
+		return begun, stalled
+	}
+	until(t, "blobs on their way", func() bool { _, stalled := supplies(); return stalled >= maxSupplies })
+	if begun, _ := supplies(); begun > maxSupplies {
+		t.Errorf("%d blobs are fetched at a time", begun)
+	}
+}

@@ -52,7 +52,7 @@ func (x *Exchange) Run(ctx context.Context) error {
 		if !room {
 			// It fits into any window, and a peer that does not take it sees the end.
 			c.SetWriteDeadline(time.Now().Add(time.Second))
-			c.Write(no("too many connections"))
+			c.Write(no(busy))
 			c.Close()
 			continue
 		}
@@ -67,6 +67,9 @@ func (x *Exchange) Run(ctx context.Context) error {
 		})
 	}
 }
+
+// busy is the reason of a node that serves as many connections as it may.
+const busy = "too many connections"
 
 func no(reason string) []byte {
 	reason = reason[:min(len(reason), maxReason)]

@@ -34,6 +34,7 @@ var (
 	errStalled = errors.New("it owes a piece and sends nothing")
 	errSlow    = errors.New("it sends too slowly")
 	errSaysNo  = errors.New("it says no")
+	errBusy    = errors.New("it serves others") // and sends when one of them is done
 )
 
 // run returns why the connection ended.
@@ -181,6 +182,9 @@ func readNo(r io.Reader, n int) error {
 	b := make([]byte, n)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return err
+	}
+	if string(b) == busy {
+		return fmt.Errorf("%w: %w: %q", errSaysNo, errBusy, b)
 	}
 	return fmt.Errorf("%w: %q", errSaysNo, b)
 }

@@ -23,6 +23,7 @@ const (
 	tick      = 100 * time.Millisecond // how often sources are looked at
 	firstWait = 100 * time.Millisecond // before a source that failed is tried again; doubles
 	lastWait  = 10 * time.Second
+	busyWait  = time.Second // the longest before one that is busy is
 )
 
 // Want is what a Transfer is to get.
@@ -276,7 +277,11 @@ func (t *Transfer) ended(id cluster.NodeID, err error) {
 	if !was {
 		r.failure = err
 	}
-	r.wait = min(max(2*r.wait, firstWait), lastWait)
+	longest := lastWait
+	if errors.Is(err, errBusy) { // our turn comes
+		longest, t.heard = busyWait, now
+	}
+	r.wait = min(max(2*r.wait, firstWait), longest)
 	r.retry = now.Add(r.wait/2 + rand.N(r.wait/2))
 	t.mu.Unlock()
 	if wrong && !was {

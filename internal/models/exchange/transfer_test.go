@@ -367,3 +367,21 @@ func TestTransfersGiveWayToInference(t *testing.T) {
 		})
 	}
 }
+
+func TestABusyNodeIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, first, second := newWorld(t), newThing(t, 100*piece, piece), newThing(t, 2*piece, piece)
+		has := map[blob.Digest]Holding{first.list.Digest(): first.whole(t), second.list.Digest(): second.whole(t)}
+		w.node("a", Config{PeerConnections: 1, Out: 100 << 10}, "", func(d blob.Digest) Holding { return has[d] }, nil)
+		b := w.node("b", Config{Patience: 5 * time.Second}, "", nothing, nil)
+		slow := make(chan error, 1)
+		go func() { slow <- b.x.Transfer(first.want("a"), b.spool).Run(t.Context()) }()
+		time.Sleep(time.Second)
+		if err := b.x.Transfer(second.want("a"), b.spool).Run(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := <-slow; err != nil {
+			t.Error(err)
+		}
+	})
+}
