@@ -337,6 +337,18 @@ func TestAModelTooLargeForEveryNodeSaysSoAtOnceWithTheNumbers(t *testing.T) {
 	}
 }
 
+func TestOfAModelThatNobodyHasReadTheSizeMustFitIntoMemory(t *testing.T) {
+	nodes := []*cluster.Node{node("a"), node("b", memory(512*gb, 500*gb)), node("c", memory(0, 0))}
+	got, err := placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes), want(cluster.EveryNode), 200*gb, nil)
+	if diff := cmp.Diff([]cluster.NodeID{"b", "c"}, got); diff != "" || err != nil {
+		t.Errorf("chosen (-want +got):\n%s%v", diff, err)
+	}
+	_, err = placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes[:1]), want(1), 200*gb, nil)
+	if err == nil || !strings.Contains(err.Error(), "a: needs 200.0 GB of memory, has 64.0 GB") {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestAContradictoryPlacementNamesTheNodesThatItNames(t *testing.T) {
 	view := cluster.NewView("a", now, []*cluster.Node{node("a", label("gpu", "small")), node("b"), node("c", label("gpu", "big"))})
 	_, err := placement.Choose(placement.Config{}, view, want(1, only("a", "b", "x"), labelled("gpu", "big")), gb, nil)

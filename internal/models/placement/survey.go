@@ -163,12 +163,17 @@ func (s *survey) act(a Action) bool {
 	return true
 }
 
-// need is the memory that a digest takes when loaded; 0 when unknown.
+// need is the memory that a digest takes when loaded, of one whose footprint nobody has read at least its bytes; 0 when unknown.
 func (s *survey) need(digest string) int64 {
-	if f := s.facts[digest]; f != nil {
-		return max(f.footprint.Memory(s.cfg.Context), f.taken)
+	f := s.facts[digest]
+	if f == nil {
+		return 0
 	}
-	return 0
+	need := f.footprint.Memory(s.cfg.Context)
+	if need == 0 {
+		need = f.size
+	}
+	return max(need, f.taken)
 }
 
 // toLoad is need, and at least the model's size: of what would push others out, doubt counts against it.
