@@ -97,9 +97,12 @@ func (g *Gateway) one(x *exchange, req *request, n *cluster.Node) outcome {
 	if err != nil {
 		return outcome{node: n, err: err}
 	}
+	for a.err == nil && err == nil { // it is short, also where it comes as a stream
+		err = a.read()
+	}
 	if a.err != io.EOF {
 		a.close()
-		return outcome{node: n, err: fmt.Errorf("the answer is longer than %d bytes", len(*a.buf))}
+		return outcome{node: n, err: fmt.Errorf("read answer: %w", cmp.Or(a.err, err))}
 	}
 	g.refresh(x.ctx, req, n)
 	return outcome{node: n, a: a}
