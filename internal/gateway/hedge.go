@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"net/http"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -12,17 +13,13 @@ import (
 const hedgedPrompt = 4 << 10
 
 // hedged is attempt, of which a second one begins at another node when the first has shown nothing
-// for gateway.retry.hedge. The first to begin its answer is passed on, the other's work is stopped.
+// for gateway.retry.hedge. The first to begin a good answer is passed on, the other's work is stopped.
 func (g *Gateway) hedged(x *exchange, req *request, lease *cluster.Lease, tried *[]cluster.NodeID) (*answer, error) {
 	if g.cfg.Retry.Hedge == 0 || !req.Infers || req.PromptBytes > hedgedPrompt {
 		return g.attempt(x.ctx, x, req, lease)
 	}
-	type result struct {
-		a   *answer
-		err error
-		of  int
-	}
 	results := make(chan result, 2)
+	var aside result                 // of the first to end, if it is not good
 	var cancels []context.CancelFunc // what is not called ends with the request
 	run := func(lease *cluster.Lease) {
 		ctx, cancel := context.WithCancel(x.ctx)
@@ -41,9 +38,14 @@ func (g *Gateway) hedged(x *exchange, req *request, lease *cluster.Lease, tried 
 		case r := <-results:
 			ended++
 			others := len(cancels) - ended
-			if r.err != nil && others > 0 {
-				continue // the other one may still do
+			if others > 0 && !r.good() { // the other one may still do
+				aside = r
+				continue
 			}
+			if r.a == nil && aside.a != nil { // it says at least why
+				r, aside = aside, r
+			}
+			aside.a.close()
 			for i, cancel := range cancels {
 				if r.err != nil || i != r.of {
 					cancel()
@@ -68,3 +70,13 @@ func (g *Gateway) hedged(x *exchange, req *request, lease *cluster.Lease, tried 
 		}
 	}
 }
+
+// result is how one of two attempts ended.
+type result struct {
+	a   *answer
+	err error
+	of  int // which attempt
+}
+
+// good tells whether the answer is worth more than what another attempt may still say.
+func (r result) good() bool { return r.err == nil && r.a.resp.StatusCode == http.StatusOK }
