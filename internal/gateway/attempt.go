@@ -99,8 +99,11 @@ func ended(ctx context.Context) error {
 	return cause
 }
 
-// acquire lends a slot, and says to those who look at it from outside that the request waits for it.
+// acquire lends a slot, unless there is nothing to choose, and says to those who look at it from outside that the request waits for it.
 func (g *Gateway) acquire(x *exchange, req *request, tried []cluster.NodeID) (*cluster.Lease, error) {
+	if req.only != nil {
+		return &cluster.Lease{Node: req.only, Done: func(cluster.Outcome) {}}, nil
+	}
 	x.progress.waiting.Store(req.Infers)
 	defer x.progress.waiting.Store(false)
 	return g.deps.Acquire(x.ctx, &req.Request, tried)
@@ -144,7 +147,7 @@ func (g *Gateway) noLease(x *exchange, req *request, err error) error {
 // mayTryNext tells whether another node may be asked, and why this one did not do: one that did
 // nothing always; one that may have done something only for what changes nothing.
 func mayTryNext(req *request, a *answer, err error, retried bool) (bool, error) {
-	if req.upload != nil && req.upload.begun() {
+	if req.only != nil || req.upload != nil && req.upload.begun() {
 		return false, err
 	}
 	repeatable := !req.route.changes && req.upload == nil

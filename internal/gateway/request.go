@@ -70,6 +70,8 @@ type request struct {
 	derived  bool     // a request of our own to an engine, in the course of a client's
 	made     string   // the model that an engine is asked to create
 	local    bool     // another node's gateway asks, and looks after the answer itself
+
+	only *cluster.Node // the one node that may be asked; nil: it is chosen
 }
 
 // named returns the request for another model than the one that the client wrote.

@@ -65,11 +65,11 @@ func routes() []*route {
 		{path: "/api/copy", methods: post, serve: (*Gateway).forwardHolders, holders: true, changes: true, missing: emptySourceInvalid},
 		{path: "/api/delete", methods: []string{http.MethodDelete}, serve: (*Gateway).delete, holders: true, changes: true, missing: modelRequired},
 
-		// An account is one engine's: these are not tried on another.
+		// An account is one engine's.
 		{path: "/api/status", methods: get, serve: (*Gateway).forwardOwn},
 		{path: "/api/me", methods: post, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
-		{path: "/api/signout", methods: post, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
-		{path: "/api/user/keys/{key}", methods: []string{http.MethodDelete}, serve: (*Gateway).forwardOwn, bodyless: true, changes: true},
+		{path: "/api/signout", methods: post, serve: (*Gateway).changeAccount, bodyless: true, changes: true},
+		{path: "/api/user/keys/{key}", methods: []string{http.MethodDelete}, serve: (*Gateway).changeAccount, bodyless: true, changes: true},
 		{path: "/api/experimental/web_search", methods: post, serve: (*Gateway).forwardOwn},
 		{path: "/api/experimental/web_fetch", methods: post, serve: (*Gateway).forwardOwn},
 		{path: "/api/experimental/model-recommendations", methods: get, serve: (*Gateway).forwardOwn},
@@ -132,12 +132,28 @@ func (g *Gateway) forwardHolders(x *exchange) {
 	}
 }
 
-// forwardOwn serves a request that is the asked node's engine's affair; a node without an engine
-// hands it to the first that answers.
+// forwardOwn serves a request that is the affair of the asked node's engine: no other is asked instead,
+// whether this one takes work or not. A node without such an engine hands it to the first that answers, as it
+// does with models of Ollama's cloud, for which that engine's account is used.
 func (g *Gateway) forwardOwn(x *exchange) {
-	if req := g.read(x); req != nil {
-		g.own(x, req)
+	req := g.read(x)
+	if req == nil {
+		return
 	}
+	if self := g.deps.View().SelfNode(); self != nil && self.Engine.Has(req.Path) {
+		req.only = self
+	}
+	g.own(x, req)
+}
+
+// changeAccount is forwardOwn for what ends an account's use: at a node without an engine whose account that
+// is it would be somebody else's.
+func (g *Gateway) changeAccount(x *exchange) {
+	if self := g.deps.View().SelfNode(); self == nil || !self.Engine.Has(x.r.URL.Path) {
+		g.fail(x, &refusal{status: http.StatusNotImplemented, message: "this node has no Ollama of its own, and an account is one Ollama's: ask the node whose account it is"})
+		return
+	}
+	g.forwardOwn(x)
 }
 
 // forwardModel serves a request whose path names a model. What an engine other than Ollama says of
