@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,8 @@ import (
 	"github.com/ollamamax/ollamamax/internal/gateway/record"
 )
 
-// attempts sends the request to one node after the other, each at most once, until one answers.
+// attempts sends the request to one node after the other, each at most once, until one answers; one
+// that is the only one, and broke before it answered, once more.
 // When nobody else is left, the last answer stands, whatever it is. Of an alias's models the next is
 // tried when no node is left for one.
 func (g *Gateway) attempts(x *exchange, req *request) {
@@ -53,7 +55,9 @@ func (g *Gateway) attemptsFor(x *exchange, req *request) error {
 	retried := false // after an answer of 5xx or none in time: once, so that an overload does not feed itself
 	for {
 		node := lease.Node
-		tried = append(tried, node.ID)
+		if !slices.Contains(tried, node.ID) {
+			tried = append(tried, node.ID)
+		}
 		x.attempts++
 		x.progress.node.Store(&node.Name)
 		a, err := g.hedged(x, req, lease, &tried)
@@ -115,11 +119,11 @@ func (g *Gateway) acquire(x *exchange, req *request, tried []cluster.NodeID) (*c
 func (g *Gateway) next(x *exchange, req *request, a *answer, err error, tried []cluster.NodeID, retried bool) (*cluster.Lease, bool) {
 	if !overloaded(a) && !errors.Is(err, errFrozen) {
 		req.Again = true
-		lease, err := g.acquire(x, req, tried)
-		if err != nil { // nobody is left, or none has room in time: what the last one said stands
-			return nil, retried
+		lease, none := g.acquire(x, req, tried)
+		if errors.Is(none, cluster.ErrNobody) && len(tried) == 1 && broke(a, err) && !retried && g.budget.spend() {
+			return g.again(x, req), true
 		}
-		return lease, retried
+		return lease, retried // if there is none, since nobody is left or has room in time, what the last one said stands
 	}
 	lease := g.deps.Try(&req.Request, tried)
 	if lease == nil {
@@ -131,6 +135,24 @@ func (g *Gateway) next(x *exchange, req *request, a *answer, err error, tried []
 	}
 	return lease, true
 }
+
+// again lends a slot of the only node, which did nothing, after a moment: its connection was reset, or its
+// engine is being restarted.
+func (g *Gateway) again(x *exchange, req *request) *cluster.Lease {
+	select {
+	case <-x.ctx.Done():
+		return nil
+	case <-time.After(againAfter):
+	}
+	lease, _ := g.acquire(x, req, nil) // if there is none, what was said before stands
+	return lease
+}
+
+// againAfter is how long a node is left alone that is asked once more.
+const againAfter = 250 * time.Millisecond
+
+// broke tells whether a node broke before it answered: it did not refuse, nor say anything else.
+func broke(a *answer, err error) bool { return a == nil && !errors.As(err, new(refusedError)) }
 
 // noLease says why no node is asked.
 func (g *Gateway) noLease(x *exchange, req *request, err error) error {

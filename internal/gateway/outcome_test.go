@@ -45,7 +45,9 @@ func TestTooMuchWorkIsToldFromABrokenEngine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told []cluster.Result
-			g, err := New(Default(), Deps{
+			config := Default()
+			config.Retry.Budget, config.Retry.Floor = 0, 0
+			g, err := New(config, Deps{
 				Log: slog.New(slog.DiscardHandler), Registry: prometheus.NewRegistry(), View: func() *cluster.View { return v },
 				Scheduler: toldOutcomes{inOrder{node}, &told}, Waiting: func() map[string]int { return nil },
 				Engine: tc.serve, Peers: tc.serve, Refresh: func(context.Context, *cluster.Node) {}, Stopping: func() bool { return false },
