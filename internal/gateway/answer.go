@@ -89,13 +89,8 @@ func (e *frozenError) Is(target error) bool { return target == errFrozen }
 func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, lease *cluster.Lease) (*answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	a := &answer{lease: lease, node: lease.Node, ctx: ctx, cancel: cancel, sent: time.Now()}
-	if bound := lease.Stall.Whole; req.Infers && !req.local {
-		if req.stream {
-			bound = lease.Stall.First
-		}
-		if bound > 0 {
-			a.watch.start(bound, a.sent, cancel)
-		}
+	if bound := req.bound(lease.Stall); bound > 0 {
+		a.watch.start(bound, a.sent, cancel)
 	}
 	err := g.begin(ctx, x, req, a)
 	if err == nil {

@@ -93,6 +93,23 @@ func (g *Gateway) attemptsFor(x *exchange, req *request) error {
 	}
 }
 
+// bound is how long an engine has until the first piece of its answer, or all of one that does not stream;
+// 0: as long as it takes.
+func (req *request) bound(s cluster.Stall) time.Duration {
+	switch {
+	case req.local, req.upload != nil, req.route.streams && req.route.changes: // whoever asks looks after it, or it is long by nature
+		return 0
+	case !req.Infers:
+		return quickWithin
+	case req.stream:
+		return s.First
+	}
+	return s.Whole
+}
+
+// quickWithin is how long an engine has for what needs no model: an engine that takes longer stands still.
+const quickWithin = time.Minute
+
 // ended returns why a context has ended, nil if it has not. A dial may know of a deadline before the
 // context does; and a server whose reading ends by it takes that for the client's leaving.
 func ended(ctx context.Context) error {

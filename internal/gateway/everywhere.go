@@ -93,7 +93,7 @@ func (g *Gateway) one(x *exchange, req *request, n *cluster.Node) outcome {
 	if n.Condition == cluster.Dead {
 		return outcome{node: n, err: fmt.Errorf("the node is dead: %s", n.Why)}
 	}
-	a, err := g.attempt(x.ctx, x, req, &cluster.Lease{Node: n, Done: func(cluster.Outcome) {}})
+	a, err := g.attempt(x.ctx, x, req, &cluster.Lease{Node: n, Done: func(cluster.Outcome) {}, Stall: cluster.Stall{Whole: quickWithin}})
 	if err != nil {
 		return outcome{node: n, err: err}
 	}

@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"slices"
 
@@ -175,7 +177,11 @@ func (g *Gateway) forwardModel(x *exchange) {
 func (g *Gateway) blob(x *exchange) {
 	req := &request{Request: cluster.Request{Path: x.r.URL.Path}, route: x.route}
 	if x.r.Method == http.MethodPost {
-		if g.hasBlob(x, req) {
+		switch there, err := g.hasBlob(x, req); {
+		case err != nil:
+			g.fail(x, err)
+			return
+		case there:
 			x.answer(http.StatusOK, "", nil)
 			return
 		}
@@ -184,21 +190,28 @@ func (g *Gateway) blob(x *exchange) {
 	g.attempts(x, req)
 }
 
-func (g *Gateway) hasBlob(x *exchange, req *request) bool {
+// hasBlob asks the engine that a blob is for whether it has it. An error says that it does not answer: it
+// would not take the blob either, for which it has all the time that it likes.
+func (g *Gateway) hasBlob(x *exchange, req *request) (bool, error) {
 	lease := g.deps.Try(&req.Request, nil)
 	if lease == nil {
-		return false
+		return false, nil
 	}
 	defer lease.Done(cluster.Outcome{})
-	head := g.outgoing(x.ctx, x, req)
+	ctx, cancel := context.WithTimeoutCause(x.ctx, quickWithin, &frozenError{quickWithin})
+	defer cancel()
+	head := g.outgoing(ctx, x, req)
 	head.Method = http.MethodHead
 	for _, key := range []string{"Content-Length", "Content-Type", "Expect"} {
 		head.Header.Del(key)
 	}
 	resp, err := g.send(lease.Node, head)
-	if err != nil {
-		return false // the attempt that follows will say why
+	switch {
+	case errors.Is(context.Cause(ctx), errFrozen):
+		return false, noneLeft(context.Cause(ctx), lease.Node, 1)
+	case err != nil:
+		return false, nil // the attempt that follows will say why
 	}
 	_ = resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	return resp.StatusCode == http.StatusOK, nil
 }

@@ -175,7 +175,7 @@ func (s *Scheduler) place(r *cluster.Request, tried []cluster.NodeID, ahead int)
 		c := s.choose(candidates, r)
 		if !r.Infers || c.pair == nil {
 			return &cluster.Lease{Node: c.node, Done: func(cluster.Outcome) {},
-				Stall: cluster.Stall{First: s.stall.FirstCeiling, Floor: s.stall.Floor, Ceiling: s.stall.Ceiling}}, placed
+				Stall: cluster.Stall{First: s.stall.FirstCeiling, Whole: s.stall.FirstCeiling, Floor: s.stall.Floor, Ceiling: s.stall.Ceiling}}, placed
 		}
 		if c.state.take(c, r.Urgent) {
 			return s.lend(c, r), placed

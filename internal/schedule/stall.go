@@ -44,7 +44,7 @@ func (s Stall) Validate() error {
 // load that was never seen has only the ceiling.
 func (s *Scheduler) bounds(c *candidate, r *cluster.Request) cluster.Stall {
 	k := c.pair.known.Load()
-	b := cluster.Stall{First: s.stall.FirstCeiling, Floor: s.stall.Floor, Ceiling: s.stall.Ceiling}
+	b := cluster.Stall{First: s.stall.FirstCeiling, Whole: s.stall.FirstCeiling, Floor: s.stall.Floor, Ceiling: s.stall.Ceiling}
 	if k.gap > 0 {
 		b.Next = min(max(s.stall.Floor, 16*k.gap, 3*k.maxGap), s.stall.Ceiling)
 	}
@@ -57,12 +57,15 @@ func (s *Scheduler) bounds(c *candidate, r *cluster.Request) cluster.Stall {
 		expected += k.service()
 	}
 	b.First = min(s.stall.FirstFloor+4*expected, s.stall.FirstCeiling)
-	if k.gap > 0 {
+	switch {
+	case k.gap > 0:
 		most := max(8*k.output, 4096)
 		if r.MaxTokens > 0 {
 			most = min(most, float64(r.MaxTokens))
 		}
 		b.Whole = b.First + time.Duration(8*most*float64(k.gap))
+	case k.prefill > 0 && k.output == 0 && r.PromptBytes > 0: // it only reads
+		b.Whole = b.First
 	}
 	return b
 }
