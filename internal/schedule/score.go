@@ -96,9 +96,7 @@ const (
 func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []cluster.NodeID, digest string) string {
 	n := replica.Node
 	switch {
-	case !n.Serves():
-		return notServing
-	case !n.Engine.Has(r.Path):
+	case n.Engine != nil && !n.Engine.Has(r.Path):
 		return noRoute
 	case slices.Contains(tried, n.ID):
 		return wasTried
@@ -110,6 +108,8 @@ func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []c
 		return otherLabels
 	case replica.Loaded != nil && replica.Loaded.ContextLength > 0 && replica.Loaded.ContextLength < r.MinContext:
 		return lessContext
+	case !n.Serves(): // last: it would be a candidate if it did
+		return notServing
 	}
 	return ""
 }
