@@ -286,24 +286,35 @@ func (s *Scheduler) dispatch() {
 	q := &s.queue
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	passed := map[string]int{} // of each kind's list, in this pass
+	passes := map[string]pass{} // by kind
 	for {
 		var next *waiter
 		for kind, list := range q.lists {
-			if i := passed[kind]; i < min(len(list), lookedAt) && (next == nil || compare(list[i], next) < 0) {
-				next = list[i]
+			p := passes[kind]
+			for p.again == lookedAt && p.at < len(list) && len(list[p.at].tried) > 0 {
+				p.at++
+			}
+			passes[kind] = p
+			if p.at < len(list) && p.looked < lookedAt && (next == nil || compare(list[p.at], next) < 0) {
+				next = list[p.at]
 			}
 		}
 		if next == nil {
 			return
 		}
-		lease, verdict := s.place(next.r, next.tried, passed[next.kind])
-		if verdict == full {
-			passed[next.kind]++ // the one behind it may like another node better
+		at := passes[next.kind]
+		lease, verdict := s.place(next.r, next.tried, at.at)
+		if verdict == full { // the one behind it may like another node better
+			if at.at++; len(next.tried) > 0 {
+				at.again++
+			} else {
+				at.looked++
+			}
+			passes[next.kind] = at
 			continue
 		}
 		p, active, first := q.paces[next.kind], q.active(), q.lists[next.kind][0].tag
-		q.remove(next, passed[next.kind])
+		q.remove(next, at.at)
 		if lease != nil {
 			// Whoever comes now has been served, in this reckoning, as much as those who wait have on the mean
 			// since: else a flow of new callers would hold up for ever those who were served once.
@@ -342,6 +353,10 @@ func (q *queue) active() (n int) {
 }
 
 const manyAccounts = 64
+
+// pass is how far one kind's list was looked at. Those who may not have every node any more stand before all
+// others, and count apart: what they wait for is not what the others wait for.
+type pass struct{ at, looked, again int }
 
 // lookedAt is how many of one kind are looked at, whose best nodes have no room, before the rest of
 // their list is left for the next time.

@@ -363,3 +363,37 @@ func TestNothingIsLostUnderManyCallers(t *testing.T) {
 		}
 	})
 }
+
+func TestWhoWaitsForAnotherNodeHidesNoIdleOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := scheduler(t, Default(), slots(loaded(ready("a", "m"), "m", 0), 1), slots(loaded(ready("b", "m"), "m", 0), 1))
+		busy, err := s.Acquire(t.Context(), from("x", 0), []cluster.NodeID{"a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var waiting sync.WaitGroup
+		for i := range 3 * lookedAt {
+			waiting.Go(func() {
+				r := from("again", i)
+				r.Again = true
+				lease, err := s.Acquire(t.Context(), r, []cluster.NodeID{"a"})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				lease.Done(cluster.Outcome{})
+			})
+		}
+		synctest.Wait()
+		began := time.Now()
+		lease, err := s.Acquire(t.Context(), from("new", 0), nil)
+		if err != nil || lease.Node.ID != "a" || time.Since(began) > 0 {
+			t.Errorf("after %v: %v", time.Since(began), err)
+		}
+		if lease != nil {
+			lease.Done(cluster.Outcome{})
+		}
+		busy.Done(cluster.Outcome{})
+		waiting.Wait()
+	})
+}
