@@ -49,17 +49,18 @@ func TestAMistakeIsNamedWithItsPlace(t *testing.T) {
 
 func TestWhatIsOutOfRangeIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*Config){
-		"node.name":               func(c *Config) { c.Node.Name = "my box" },
-		"node.data_dir":           func(c *Config) { c.Node.DataDir = "" },
-		"api.listen":              func(c *Config) { c.API.Listen = "11435" },
-		"access: {mode: open}":    func(c *Config) { c.API.Listen = ":11435" },
-		"access.mode":             func(c *Config) { c.Access.Mode = "ajar" },
-		"api.max_connections":     func(c *Config) { c.API.MaxConnections = 0 },
-		"cluster.voters":          func(c *Config) { c.Cluster.Voters = 0 },
-		"gateway.max_body_bytes":  func(c *Config) { c.Gateway.MaxBodyBytes = 1 },
-		"gateway.timeouts.header": func(c *Config) { c.Gateway.Timeouts.Header = 0 },
-		"engine.slots":            func(c *Config) { c.Engine.Slots = -1 },
-		"engine.url":              func(c *Config) { c.Engine.URL = "localhost" },
+		"node.name":                 func(c *Config) { c.Node.Name = "my box" },
+		"node.data_dir":             func(c *Config) { c.Node.DataDir = "" },
+		"api.listen":                func(c *Config) { c.API.Listen = "11435" },
+		"access: {mode: open}":      func(c *Config) { c.API.Listen = ":11435" },
+		"access.mode":               func(c *Config) { c.Access.Mode = "ajar" },
+		"api.max_connections":       func(c *Config) { c.API.MaxConnections = 0 },
+		"cluster.voters":            func(c *Config) { c.Cluster.Voters = 0 },
+		"gateway.max_body_bytes":    func(c *Config) { c.Gateway.MaxBodyBytes = 1 },
+		"gateway.body_budget_bytes": func(c *Config) { c.Gateway.BodyBudgetBytes = 1 },
+		"gateway.timeouts.header":   func(c *Config) { c.Gateway.Timeouts.Header = 0 },
+		"engine.slots":              func(c *Config) { c.Engine.Slots = -1 },
+		"engine.url":                func(c *Config) { c.Engine.URL = "localhost" },
 	} {
 		c := Default()
 		c.Node.Name = "box"

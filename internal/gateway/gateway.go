@@ -37,6 +37,9 @@ type Config struct {
 	// MaxBodyBytes bounds a request's body, which is held in memory; blobs stream and are not
 	// bounded. Default 128 MiB. Needs a restart.
 	MaxBodyBytes int64 `yaml:"max_body_bytes"`
+	// BodyBudgetBytes bounds the memory of all bodies together, beyond the first 64 KiB of each; what is
+	// more is refused with 503. Default 1 GiB. Needs a restart.
+	BodyBudgetBytes int64 `yaml:"body_budget_bytes"`
 	// Timeouts need a restart.
 	Timeouts Timeouts `yaml:"timeouts"`
 	// Retry bounds second attempts.
@@ -49,7 +52,8 @@ type Config struct {
 type Timeouts struct {
 	// Header is the time for a request's header to arrive. Default 10s.
 	Header time.Duration `yaml:"header"`
-	// Read is the time for each next piece of a body to arrive. Default 60s.
+	// Read is the time for each next piece of a body to arrive; all of it may take that and a second for
+	// each KiB. Default 60s.
 	Read time.Duration `yaml:"read"`
 	// Write is the time for a client to take each piece of an answer. Default 60s.
 	Write time.Duration `yaml:"write"`
@@ -60,10 +64,11 @@ type Timeouts struct {
 // Default returns the defaults.
 func Default() Config {
 	return Config{
-		MaxBodyBytes: 128 << 20,
-		Timeouts:     Timeouts{Header: 10 * time.Second, Read: time.Minute, Write: time.Minute, Idle: 2 * time.Minute},
-		Retry:        Retry{Budget: 0.2, Floor: 1},
-		Resume:       defaultResume(),
+		MaxBodyBytes:    128 << 20,
+		BodyBudgetBytes: 1 << 30,
+		Timeouts:        Timeouts{Header: 10 * time.Second, Read: time.Minute, Write: time.Minute, Idle: 2 * time.Minute},
+		Retry:           Retry{Budget: 0.2, Floor: 1},
+		Resume:          defaultResume(),
 	}
 }
 
@@ -71,6 +76,9 @@ func Default() Config {
 func (c Config) Validate() error {
 	if c.MaxBodyBytes < 1024 {
 		return fmt.Errorf("gateway.max_body_bytes is %d: give at least 1024", c.MaxBodyBytes)
+	}
+	if c.BodyBudgetBytes < c.MaxBodyBytes {
+		return fmt.Errorf("gateway.body_budget_bytes is %d: give at least gateway.max_body_bytes, %d", c.BodyBudgetBytes, c.MaxBodyBytes)
 	}
 	for name, d := range map[string]time.Duration{"header": c.Timeouts.Header, "read": c.Timeouts.Read, "write": c.Timeouts.Write, "idle": c.Timeouts.Idle} {
 		if d <= 0 {
@@ -120,6 +128,7 @@ type Gateway struct {
 	deps     Deps
 	metrics  *metrics
 	budget   *budget
+	bodies   bodies
 	requests *requests
 	drains   drains
 	demand   demand
@@ -132,7 +141,7 @@ func New(cfg Config, deps Deps) (*Gateway, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Gateway{cfg: cfg, deps: deps, metrics: newMetrics(deps.Registry), budget: newBudget(cfg.Retry), requests: &requests{}, drains: newDrains(),
+	return &Gateway{cfg: cfg, deps: deps, metrics: newMetrics(deps.Registry), budget: newBudget(cfg.Retry), bodies: bodies{max: cfg.BodyBudgetBytes}, requests: &requests{}, drains: newDrains(),
 		demand: demand{means: map[string]*mean{}}, seed: maphash.MakeSeed()}, nil
 }
 
@@ -158,6 +167,7 @@ type exchange struct {
 	first    time.Time // of the first byte that went to the client; zero until then
 	status   int       // 0 until a status went to the client
 	bytes    int64
+	held     int64  // of its body, as far as that is counted
 	node     string // the name of the node that answered
 	model    string
 	attempts int
@@ -206,6 +216,7 @@ func (g *Gateway) handler(rt *route) http.Handler {
 func (g *Gateway) finish(x *exchange) {
 	took := time.Since(x.began)
 	g.requests.remove(x)
+	g.bodies.letGo(x)
 	g.metrics.inFlight.Dec()
 	g.metrics.observe(x, took)
 	level := slog.LevelDebug
@@ -263,7 +274,7 @@ func (g *Gateway) read(x *exchange) *request {
 	if x.r.Method == http.MethodGet {
 		return req
 	}
-	body, err := readBody(x, g.cfg.MaxBodyBytes, g.cfg.Timeouts.Read)
+	body, err := g.readBody(x)
 	if err == nil {
 		err = req.parse(x.r, body)
 	}

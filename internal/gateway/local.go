@@ -17,6 +17,7 @@ func (g *Gateway) RegisterLocal(mux *http.ServeMux) {
 		}
 		mux.HandleFunc(rt.path, func(w http.ResponseWriter, r *http.Request) {
 			x := &exchange{w: w, r: r, route: rt, id: requestID(r), began: time.Now(), ctx: r.Context(), local: true}
+			defer g.bodies.letGo(x)
 			g.local(x)
 		})
 	}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -163,25 +164,29 @@ func quote(s string) []byte {
 	return b
 }
 
-// readBody reads the body whole, within max bytes; each piece has the time timeout to come, as long as
+// readBody reads the body whole, within what one and all may have; each piece has its time to come, as long as
 // the exchange lasts.
-func readBody(x *exchange, max int64, timeout time.Duration) ([]byte, error) {
-	r := x.r
+func (g *Gateway) readBody(x *exchange) ([]byte, error) {
+	r, max := x.r, g.cfg.MaxBodyBytes
 	if r.ContentLength > max {
 		return nil, tooLarge(max)
 	}
 	if r.ContentLength == 0 {
 		return nil, nil
 	}
-	reader := io.LimitReader(newImpatientReader(x, timeout), max+1)
+	impatient := newImpatientReader(x, g.cfg.Timeouts.Read)
+	impatient.bodies = &g.bodies
 	defer x.progress.reading.Store(nil)
 	var buf bytes.Buffer
 	if r.ContentLength > 0 {
 		buf.Grow(int(min(r.ContentLength, 1<<20)) + bytes.MinRead) // a claimed length is not yet memory
 	}
-	if _, err := buf.ReadFrom(reader); err != nil {
+	if _, err := buf.ReadFrom(io.LimitReader(impatient, max+1)); err != nil {
 		if over := ended(x.ctx); over != nil && !errors.Is(over, context.Canceled) { // else the client is gone
 			return nil, over
+		}
+		if errors.As(err, new(*refusal)) {
+			return nil, err
 		}
 		return nil, badRequest("read request body: " + err.Error())
 	}
@@ -191,18 +196,56 @@ func readBody(x *exchange, max int64, timeout time.Duration) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
+// bodies counts what the bodies of all requests hold of memory, but for the beginning of each: most are no
+// longer, and what is long must not keep them out.
+type bodies struct {
+	max  int64
+	held atomic.Int64
+}
+
+// freeBody is how much of a body is not counted.
+const freeBody = 64 << 10
+
+// hold counts the body of an exchange of which so much has come, until it is let go.
+func (b *bodies) hold(x *exchange, received int64) error {
+	more := received - freeBody - x.held
+	if more <= 0 {
+		return nil
+	}
+	if b.held.Add(more) > b.max {
+		b.held.Add(-more)
+		return &refusal{status: http.StatusServiceUnavailable,
+			message: "the bodies of other requests take all the memory that there is for them: ask again later, or raise gateway.body_budget_bytes on this node"}
+	}
+	x.held += more
+	return nil
+}
+
+func (b *bodies) letGo(x *exchange) {
+	if x.held > 0 {
+		b.held.Add(-x.held)
+	}
+}
+
 func tooLarge(max int64) error {
 	return &refusal{status: http.StatusRequestEntityTooLarge, message: fmt.Sprintf("request body is larger than %d bytes: send less, or raise gateway.max_body_bytes on this node", max)}
 }
 
-// impatientReader gives every piece of an exchange's body its own time to arrive, and none after the
-// exchange's end.
+// impatientReader gives every piece of an exchange's body its own time to arrive, all of it together a least
+// rate, and none after the exchange's end.
 type impatientReader struct {
-	x       *exchange
-	control *http.ResponseController
-	timeout time.Duration
-	armed   time.Time // the server has given the first piece its time
+	x        *exchange
+	control  *http.ResponseController
+	bodies   *bodies // nil: nothing of it is kept
+	timeout  time.Duration
+	armed    time.Time // the server has given the first piece its time
+	received int64
+	waited   time.Duration // for the client
 }
+
+// leastRate is how many bytes of a body come a second at least, beyond the time of one piece: else a byte from
+// time to time would keep a connection busy for ever.
+const leastRate = 1 << 10
 
 func newImpatientReader(x *exchange, timeout time.Duration) *impatientReader {
 	control := http.NewResponseController(x.w)
@@ -212,7 +255,8 @@ func newImpatientReader(x *exchange, timeout time.Duration) *impatientReader {
 
 func (i *impatientReader) Read(p []byte) (int, error) {
 	over, limited := i.x.ctx.Deadline()
-	switch now := time.Now(); {
+	now := time.Now()
+	switch {
 	case i.armed.IsZero():
 		i.armed = now
 		if limited {
@@ -223,19 +267,32 @@ func (i *impatientReader) Read(p []byte) (int, error) {
 		i.arm(now, over)
 	}
 	if err := ended(i.x.ctx); err != nil { // looked for once it is armed: whoever ends it later sets its deadline
-		_ = i.control.SetReadDeadline(time.Now()) // else the server waits for the rest before it answers
-		return 0, err
+		return 0, i.giveUp(err)
 	}
 	n, err := i.x.r.Body.Read(p)
+	i.received += int64(n)
+	i.waited += time.Since(now)
+	if i.bodies != nil {
+		if full := i.bodies.hold(i.x, i.received); full != nil {
+			return n, i.giveUp(full)
+		}
+	}
 	if err == io.EOF {
 		_ = i.control.SetReadDeadline(time.Time{}) // the answer may take longer
 	}
 	return n, err
 }
 
+// giveUp has the server not wait for the rest before it answers.
+func (i *impatientReader) giveUp(err error) error {
+	_ = i.control.SetReadDeadline(time.Now())
+	return err
+}
+
 // arm gives the next pieces their time, up to the time at which all is over, if there is one.
 func (i *impatientReader) arm(now, over time.Time) {
-	at := now.Add(i.timeout)
+	earned := time.Duration(min(i.received/leastRate, 1<<30)) * time.Second
+	at := now.Add(min(i.timeout, i.timeout+earned-i.waited))
 	if !over.IsZero() && over.Before(at) {
 		at = over
 	}
