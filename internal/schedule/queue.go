@@ -75,7 +75,8 @@ type waiter struct {
 	tag     float64
 	order   uint64 // of arrival, among equal tags
 	since   time.Time
-	granted chan *cluster.Lease // holds one; nil in it: nobody is left
+	granted chan *cluster.Lease // holds one; nil in it: nobody is left, or refused says why there is none
+	refused error
 }
 
 func newQueue(cfg Queue) queue {
@@ -88,12 +89,12 @@ func (q *queue) empty() bool { return q.waiting.Load() == 0 }
 func (s *Scheduler) wait(ctx context.Context, r *cluster.Request, tried []cluster.NodeID) (*cluster.Lease, error) {
 	q := &s.queue
 	w := &waiter{r: r, tried: tried, kind: kind(r), since: time.Now(), granted: make(chan *cluster.Lease, 1)}
-	if err := q.enter(w, s.guess(r)); err != nil {
-		if !q.waits(w.kind) { // those who wait may wait for other nodes
-			if lease, _ := s.place(r, tried, 0); lease != nil {
-				return lease, nil
-			}
+	if s.Length() >= q.cfg.Max && !q.waits(w.kind) { // those who wait may wait for other nodes
+		if lease, _ := s.place(r, tried, 0); lease != nil {
+			return lease, nil
 		}
+	}
+	if err := q.enter(w, s.guess(r)); err != nil {
 		return nil, err
 	}
 	s.dispatch() // a slot may have been given back since we looked
@@ -102,10 +103,13 @@ func (s *Scheduler) wait(ctx context.Context, r *cluster.Request, tried []cluste
 	var err error
 	select {
 	case lease := <-w.granted:
-		if lease == nil {
-			return nil, cluster.ErrNobody
+		switch {
+		case lease != nil:
+			return lease, nil
+		case w.refused != nil:
+			return nil, w.refused
 		}
-		return lease, nil
+		return nil, cluster.ErrNobody
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-limit.C:
@@ -141,12 +145,16 @@ func (q *queue) enter(w *waiter, guess time.Duration) error {
 	if p == nil {
 		p = &pace{last: now, guess: guess}
 	}
-	n := int(q.waiting.Load())
-	if n >= q.cfg.Max && !w.r.Again {
-		return &cluster.NoRoomError{Why: fmt.Sprintf("all nodes that could serve this are busy, and %d requests wait already", n), RetryAfter: p.after(1, now)}
-	}
 	key := account{w.r.Caller, w.r.Priority}
 	a := q.accounts[key]
+	var last *waiter // who goes for it, if the queue is full
+	var full *cluster.NoRoomError
+	if n := int(q.waiting.Load()); n >= q.cfg.Max && !w.r.Again {
+		full = &cluster.NoRoomError{Why: fmt.Sprintf("all nodes that could serve this are busy, and %d requests wait already", n), RetryAfter: p.after(1, now)}
+		if last = q.last(a); last == nil {
+			return full
+		}
+	}
 	if a == nil {
 		q.forget()
 		a = &served{}
@@ -164,6 +172,11 @@ func (q *queue) enter(w *waiter, guess time.Duration) error {
 				Why: fmt.Sprintf("the request's deadline is in %v, and the queue before it takes %v", left.Round(time.Millisecond), takes.Round(time.Millisecond))}
 		}
 	}
+	if last != nil {
+		last.refused = full
+		q.drop(last)
+		last.granted <- nil
+	}
 	q.order++
 	q.paces[w.kind] = p
 	if !w.r.Again {
@@ -175,6 +188,32 @@ func (q *queue) enter(w *waiter, guess time.Duration) error {
 	q.lists[w.kind] = slices.Insert(q.lists[w.kind], i, w)
 	q.waiting.Add(1)
 	return nil
+}
+
+// last returns the last request of the account of which most wait, if those are more than the newcomer's
+// would be with one more: who fills the queue makes room for who does not. Without one it returns nil.
+func (q *queue) last(newcomer *served) (last *waiter) {
+	least := 1
+	if newcomer != nil {
+		least += newcomer.waiting
+	}
+	most, found := account{}, false
+	for key, a := range q.accounts {
+		if a.waiting > least {
+			most, least, found = key, a.waiting, true
+		}
+	}
+	if !found {
+		return nil
+	}
+	for _, list := range q.lists {
+		for _, w := range list {
+			if w.r.Caller == most.caller && w.r.Priority == most.priority && !w.r.Again && (last == nil || compare(w, last) > 0) {
+				last = w
+			}
+		}
+	}
+	return last
 }
 
 // waits tells whether somebody waits with a request of a kind.
@@ -207,6 +246,11 @@ func (q *queue) forget() {
 func (q *queue) leave(w *waiter) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.drop(w)
+}
+
+// drop takes a request out of the queue that is not served; false when it is not there.
+func (q *queue) drop(w *waiter) bool {
 	i, found := slices.BinarySearchFunc(q.lists[w.kind], w, compare)
 	if !found {
 		return false

@@ -172,7 +172,7 @@ func TestAFullQueueAndAHopelessDeadlineAreRefusedAtOnce(t *testing.T) {
 		}
 		time.Sleep(time.Minute + time.Second) // it drains one in two seconds, and not just now
 		var full *cluster.NoRoomError
-		if _, err := s.Acquire(t.Context(), from("late", 0), nil); !errors.As(err, &full) {
+		if _, err := s.Acquire(t.Context(), from("crowd", 99), nil); !errors.As(err, &full) {
 			t.Fatalf("a full queue: %v", err)
 		}
 		if full.RetryAfter < time.Second || full.RetryAfter > 4*time.Second || !strings.Contains(full.Why, "10 requests wait") {
@@ -395,5 +395,55 @@ func TestWhoWaitsForAnotherNodeHidesNoIdleOne(t *testing.T) {
 		}
 		busy.Done(cluster.Outcome{})
 		waiting.Wait()
+	})
+}
+
+func TestOneCallerDoesNotFillTheQueueForAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		node := oneSlot()
+		s := scheduling(t, Default(), Queue{Max: 10, Wait: time.Hour}, func() *cluster.View {
+			return cluster.NewView("self", time.Time{}, []*cluster.Node{node})
+		})
+		busy, err := s.Acquire(t.Context(), from("x", 0), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var waiting sync.WaitGroup
+		var mu sync.Mutex
+		served, refused := map[string]int{}, map[string]int{}
+		enter := func(caller string, i int) {
+			waiting.Go(func() {
+				lease, err := s.Acquire(t.Context(), from(caller, i), nil)
+				mu.Lock()
+				defer mu.Unlock()
+				var full *cluster.NoRoomError
+				switch {
+				case err == nil:
+					served[caller]++
+					lease.Done(cluster.Outcome{Result: cluster.Answered, First: time.Millisecond})
+				case errors.As(err, &full) && full.RetryAfter > 0:
+					refused[caller]++
+				default:
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		for i := range 10 {
+			enter("crowd", i)
+		}
+		for i := range 3 {
+			enter("one", i)
+		}
+		enter("crowd", 10)
+		enter("other", 0)
+		if s.Length() != 10 {
+			t.Errorf("%d wait", s.Length())
+		}
+		busy.Done(cluster.Outcome{})
+		waiting.Wait()
+		if served["crowd"] != 6 || served["one"] != 3 || served["other"] != 1 || refused["crowd"] != 5 {
+			t.Errorf("served %v, refused %v", served, refused)
+		}
 	})
 }
