@@ -274,6 +274,7 @@ func noneLeft(err error, node *cluster.Node, tried int) error {
 // deliver passes an answer on to the client.
 func (g *Gateway) deliver(x *exchange, req *request, a *answer) {
 	defer a.close()
+	a.watch.reading(false) // from here on only while the engine is waited for
 	x.node = a.node.Name
 	if a.err == io.EOF && !a.follows {
 		g.refresh(x.ctx, req, a.node)
@@ -328,10 +329,15 @@ func (g *Gateway) copy(x *exchange, req *request, a *answer) {
 			return
 		}
 		if a.err != nil {
-			x.cut = x.ctx.Err() == nil
+			a.outcome.Result = cluster.Abandoned
+			if x.cut = x.ctx.Err() == nil; x.cut {
+				a.outcome.Result = cluster.Failed
+			}
 			panic(http.ErrAbortHandler)
 		}
+		a.watch.reading(true)
 		a.n, a.err = a.resp.Body.Read(*a.buf)
+		a.watch.reading(false)
 		if a.err == io.EOF {
 			g.refresh(x.ctx, req, a.node)
 		}
