@@ -132,7 +132,7 @@ func (g *Gateway) begin(ctx context.Context, x *exchange, req *request, a *answe
 	case a.follows:
 		err = a.firstRecord()
 	case req.Infers && !req.local:
-		err = a.whole(g.cfg.Resume.MaxBytes)
+		err = a.whole(g.cfg.Resume.MaxBytes, generates)
 	default:
 		a.n, a.err = firstPiece(a.resp.Body, *a.buf, req.stream)
 	}
@@ -230,7 +230,8 @@ func (a *answer) read() error {
 const maxRecord = 4 << 20
 
 // whole reads all of an answer that does not stream, up to max bytes: of a longer one the beginning.
-func (a *answer) whole(max int64) error {
+// What generates answers in JSON, whatever the engine calls it: a page is none.
+func (a *answer) whole(max int64, generates bool) error {
 	for a.err == nil && int64(a.n) < max {
 		if a.n == len(*a.buf) {
 			grow(a.buf, a.n)
@@ -240,7 +241,7 @@ func (a *answer) whole(max int64) error {
 		a.err = err
 	}
 	// A body without a length may end anywhere and look whole.
-	if a.err == io.EOF && a.resp.StatusCode == http.StatusOK && strings.HasPrefix(a.resp.Header.Get("Content-Type"), "application/json") &&
+	if a.err == io.EOF && a.resp.StatusCode == http.StatusOK && (generates || strings.HasPrefix(a.resp.Header.Get("Content-Type"), "application/json")) &&
 		!gjson.ValidBytes((*a.buf)[:a.n]) {
 		return fmt.Errorf("engine sent what is no whole answer: %d bytes that are no JSON", a.n)
 	}

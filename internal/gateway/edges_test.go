@@ -185,3 +185,23 @@ func TestAnAliasTakesThePlaceOfTheNameInABodyThatWasChanged(t *testing.T) {
 		}
 	}
 }
+
+func TestAPageIsNoAnswerOfAModel(t *testing.T) {
+	const page = "<html>Log in to use this network</html>"
+	for path, asked := range map[string]string{"/api/chat": "ab", "/v1/chat/completions": "ab", "/v1/audio/transcriptions": "a"} {
+		got := ""
+		h := testGateway(t, func(node string, _ *http.Request) (*http.Response, error) {
+			if got += node; node == "a" {
+				return respond(200, page, "Content-Type", "text/html"), nil
+			}
+			return respond(200, "{}", "Content-Type", "application/json"), nil
+		})
+		body, kind := `{"model":"m","messages":[{}]}`, "application/json"
+		if strings.Contains(path, "audio") {
+			body, kind = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--x--\r\n", "multipart/form-data; boundary=x"
+		}
+		if w := do(h, "POST", path, body, "Content-Type", kind); got != asked || w.Code != 200 {
+			t.Errorf("%s: asked %q, %d %s", path, got, w.Code, w.Body)
+		}
+	}
+}
