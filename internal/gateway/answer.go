@@ -89,8 +89,9 @@ func (e *frozenError) Is(target error) bool { return target == errFrozen }
 func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, lease *cluster.Lease) (*answer, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	a := &answer{lease: lease, node: lease.Node, ctx: ctx, cancel: cancel, sent: time.Now()}
+	a.watch.base = a.sent
 	if bound := req.bound(lease.Stall); bound > 0 {
-		a.watch.start(bound, a.sent, cancel)
+		a.watch.start(bound, cancel)
 	}
 	err := g.begin(ctx, x, req, a)
 	if err == nil {
@@ -142,9 +143,8 @@ func (g *Gateway) begin(ctx context.Context, x *exchange, req *request, a *answe
 	if err != nil {
 		return fmt.Errorf("read answer: %w", err)
 	}
-	a.outcome.First = time.Since(a.sent)
-	if a.follows && a.lease.Began != nil {
-		a.lease.Began()
+	if !a.follows {
+		a.outcome.First = time.Since(a.sent)
 	}
 	switch {
 	case overloaded(a):
@@ -192,6 +192,7 @@ func (a *answer) firstRecord() error {
 			case e.Failed:
 				return fmt.Errorf("engine said: %s", e.Message)
 			}
+			a.hear(e)
 			return nil
 		}
 		if a.err != nil {
@@ -204,6 +205,23 @@ func (a *answer) firstRecord() error {
 			return err
 		}
 	}
+}
+
+// hear takes in whether a record has a part of the answer, with the first of which the answer begins. It
+// returns how long that was waited for since the part before; 0 if it came together with it, or is the first.
+func (a *answer) hear(e record.Event) (gap time.Duration) {
+	if !e.Says() {
+		return 0
+	}
+	gap = a.watch.heard()
+	if a.outcome.First > 0 {
+		return gap
+	}
+	a.outcome.First = max(1, time.Since(a.sent))
+	if a.lease.Began != nil {
+		a.lease.Began()
+	}
+	return 0
 }
 
 // read reads more of the body behind what is there and was not yet passed on.
@@ -318,18 +336,20 @@ func grow(b *[]byte, n int) {
 	*b = larger
 }
 
-// watch ends an attempt whose engine is silent for too long. The time that the client takes to read
-// does not count. Following a record costs two stores; the timer looks, and looks again.
+// watch ends an attempt whose engine is silent for too long: says nothing of its answer, whatever else it
+// sends. The time that the client takes to read does not count. Following a record costs two stores; the
+// timer looks, and looks again.
 type watch struct {
 	timer *time.Timer
 	since atomic.Int64 // when the present silence began, in nanoseconds of base; 0: nobody is waiting
-	doubt atomic.Int64 // the silence, by its beginning, that was found too long, and is looked at once more
+	doubt atomic.Int64 // when a silence was last found too long: one that began before is not looked at once more
 	bound atomic.Int64
 	base  time.Time
+
+	silent, from int64 // of whoever reads: the present silence up to this read, and when that began
 }
 
-func (w *watch) start(bound time.Duration, now time.Time, cancel context.CancelCauseFunc) {
-	w.base = now
+func (w *watch) start(bound time.Duration, cancel context.CancelCauseFunc) {
 	w.bound.Store(int64(bound))
 	w.since.Store(1)
 	w.timer = time.AfterFunc(math.MaxInt64, func() {
@@ -337,10 +357,11 @@ func (w *watch) start(bound time.Duration, now time.Time, cancel context.CancelC
 		if bound < 0 {
 			return
 		}
-		silent := time.Since(w.base) - time.Duration(since)
+		now := int64(time.Since(w.base))
+		silent := time.Duration(now - since)
 		if since != 0 && silent >= bound {
 			// If it was this machine that stood still, what came meanwhile is read now.
-			if w.doubt.Swap(since) != since {
+			if since > w.doubt.Swap(now) {
 				w.timer.Reset(bound / 10)
 				return
 			}
@@ -360,14 +381,22 @@ func (w *watch) start(bound time.Duration, now time.Time, cancel context.CancelC
 
 // reading says that the engine's next bytes are waited for, or no longer.
 func (w *watch) reading(yes bool) {
-	if w.timer == nil {
-		return
-	}
-	if yes {
-		w.since.Store(max(1, int64(time.Since(w.base))))
-	} else {
+	now := int64(time.Since(w.base))
+	switch {
+	case !yes:
+		w.silent += now - w.from
 		w.since.Store(0)
+	case w.since.Load() == 0: // else it is waited for since the request was sent
+		w.from = now
+		w.since.Store(max(1, now-w.silent))
 	}
+}
+
+// heard says that the engine has said something, and returns how long that was waited for.
+func (w *watch) heard() time.Duration {
+	silent := w.silent
+	w.silent = 0
+	return time.Duration(silent)
 }
 
 // within sets how long a silence may be from now on. A shorter bound takes effect at once.

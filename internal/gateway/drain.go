@@ -196,7 +196,7 @@ func (s *stream) catchUp(r *rest, p patience) error {
 				return fmt.Errorf("ended early: %w", r.err)
 			}
 			r.out = r.at
-			r.watch.within((&gaps{}).bound(r.lease.Stall))
+			r.watch.within(s.patience(r.answer, &gaps{}))
 			if err := r.read(); err != nil {
 				return err
 			}
@@ -218,6 +218,7 @@ func (s *stream) catchUp(r *rest, p patience) error {
 		case verdict == record.Diverged:
 			return errDiverged
 		}
+		r.hear(e)
 		s.count(&r.outcome, e)
 		r.at += n
 		if verdict == record.Delivered {

@@ -38,6 +38,7 @@ func (s *stream) goOn(r *rest) *breakError {
 			}
 			return brokenBy(e)
 		}
+		s.hear(r.answer, e)
 		s.count(&r.outcome, e)
 		if e.Reason != "" {
 			reason = e.Reason
@@ -104,6 +105,7 @@ func (s *stream) replay(r *rest) *breakError {
 			s.fail(fmt.Sprintf("node %s gives another answer to the same request: the first %d pieces cannot be joined with it", r.node.Name, s.pieces))
 			return nil
 		}
+		s.hear(r.answer, e)
 		s.count(&r.outcome, e)
 		if verdict == record.Delivered {
 			s.keep(e)

@@ -73,6 +73,9 @@ func (s *stream) mend(a *answer, broken *breakError) {
 			a.close()
 		} else {
 			a.outcome.Result = cluster.Failed
+			if broken.kind == "frozen" && a.outcome.First == 0 {
+				a.outcome.Result = cluster.Silent
+			}
 			a.close()
 			if s.x.ctx.Err() != nil {
 				s.interrupted()
@@ -100,7 +103,7 @@ func (s *stream) mend(a *answer, broken *breakError) {
 		s.x.progress.node.Store(&next.node.Name)
 		s.g.metrics.pause.Observe(pause.Seconds())
 		s.log(broken, failed, next.method.String(), next.node.Name, pause)
-		s.gaps = gaps{last: time.Now()}
+		s.gaps = gaps{}
 		a = next.answer
 		if next.method == resume.Replay {
 			broken = s.replay(next)

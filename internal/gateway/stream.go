@@ -59,7 +59,6 @@ func (g *Gateway) follow(x *exchange, req *request, a *answer) {
 	if req.folded {
 		s.fold = newFold(a.form)
 	}
-	s.gaps.begin(time.Now())
 	if broken := s.pass(a); broken != nil {
 		s.mend(a, broken)
 	}
@@ -105,6 +104,7 @@ func (s *stream) pass(a *answer) *breakError {
 			s.dropHalf()
 			return brokenBy(e)
 		}
+		s.hear(a, e)
 		s.count(&a.outcome, e)
 		s.keep(e)
 		s.half = halfRecord{}
@@ -153,12 +153,10 @@ func (s *stream) next(a *answer) ([]byte, *breakError) {
 		if moved := s.leave(a); moved != nil {
 			return nil, moved
 		}
-		a.watch.within(s.gaps.bound(a.lease.Stall))
-		s.gaps.begin(time.Now()) // the time that the client took to read is not the engine's
+		a.watch.within(s.patience(a, &s.gaps))
 		if err := a.read(); err != nil {
 			return nil, &breakError{kind: "garbage", err: err}
 		}
-		s.gaps.piece(time.Now())
 	}
 }
 
@@ -335,19 +333,29 @@ func (c *client) write(b []byte, flush bool) error {
 	return nil
 }
 
-// gaps are the silences between a stream's pieces.
-type gaps struct {
-	last time.Time
-	sum  time.Duration
-	max  time.Duration
-	n    int
+// hear takes in the silence before a record that has a part of the answer.
+func (s *stream) hear(a *answer, e record.Event) {
+	if gap := a.hear(e); gap > 0 {
+		s.gaps.add(gap)
+	}
 }
 
-func (p *gaps) begin(now time.Time) { p.last = now }
+// patience is how long the engine may now be silent, after such gaps.
+func (s *stream) patience(a *answer, after *gaps) time.Duration {
+	if a.outcome.First == 0 {
+		return a.lease.Stall.First
+	}
+	return after.bound(a.lease.Stall)
+}
 
-func (p *gaps) piece(now time.Time) {
-	gap := now.Sub(p.last)
-	p.last = now
+// gaps are the silences between a stream's pieces.
+type gaps struct {
+	sum time.Duration
+	max time.Duration
+	n   int
+}
+
+func (p *gaps) add(gap time.Duration) {
 	p.sum += gap
 	p.max = max(p.max, gap)
 	p.n++

@@ -15,10 +15,12 @@ func TestAnEngineIsNotFrozenThatIsHeardAsSoonAsWeRunAgain(t *testing.T) {
 		defer cancel(nil)
 		var w watch
 		defer w.stop()
-		w.start(time.Second, time.Now(), cancel)
+		w.base = time.Now()
+		w.start(time.Second, cancel)
 		w.reading(true)
 		time.Sleep(1050 * time.Millisecond)
 		w.reading(false)
+		w.heard()
 		w.reading(true)
 		synctest.Wait()
 		if ctx.Err() != nil {

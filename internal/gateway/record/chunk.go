@@ -97,6 +97,7 @@ func (t *Tracker) followChoices(choices []byte, ev *Event) (said bool) {
 			}
 		}
 		if index != 0 {
+			ev.Other = ev.Other || len(one.Text) > 0 || one.Reason != "" || one.Logprobs != nil || saysOther(delta)
 			continue
 		}
 		ev.Text, ev.Reason, ev.Logprobs = one.Text, one.Reason, one.Logprobs
@@ -131,8 +132,21 @@ func (t *Tracker) followDelta(delta []byte, ev *Event) {
 			}
 		case "function_call": // what tool_calls replaced
 			ev.Tool = ev.Tool || v[0] == '{'
+		default:
+			ev.Other = ev.Other || !empty(v)
 		}
 	}
+}
+
+// saysOther tells whether the delta of another choice than the first has a part of its answer.
+func saysOther(delta []byte) bool {
+	m := members{data: delta}
+	for key, v, ok := m.next(); ok; key, v, ok = m.next() {
+		if string(key) != "role" && !empty(v) {
+			return true
+		}
+	}
+	return false
 }
 
 // chunkUsage reads counts, in the words of any of OpenAI's and Anthropic's forms.

@@ -120,7 +120,7 @@ func (t *Tracker) startBlock(index int, content []byte, ev *Event) {
 			ev.Thinking = inside(v)
 		}
 	}
-	ev.Tool = kind == toolBlock
+	ev.Tool, ev.Other = kind == toolBlock, kind == unknownBlock
 	for len(t.message.blocks) <= index {
 		t.message.blocks = append(t.message.blocks, block{})
 	}
@@ -137,6 +137,9 @@ func messageDelta(delta []byte, ev *Event) {
 			ev.Thinking = inside(v)
 		case "partial_json":
 			ev.Tool = true
+		case "type":
+		default:
+			ev.Other = true
 		}
 	}
 }

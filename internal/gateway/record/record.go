@@ -86,6 +86,7 @@ type Event struct {
 	Half     bool
 	Tool     bool // carries a call of a tool, or a part of one
 	ToolDone bool // a call is complete with this record
+	Other    bool // carries a part of the answer that is none of these: of another choice, a refusal, a picture
 	// Done marks the terminal record. A stream may end without one: then it broke.
 	Done   bool
 	Reason string // why the generation ended, in the dialect's word
@@ -97,6 +98,12 @@ type Event struct {
 	Usage
 	Logprobs  []byte // raw JSON
 	CreatedAt []byte // the time in a record of the /api forms, as it is written
+}
+
+// Says tells whether a record carries a part of the answer or its end. What does not, such as a comment,
+// who speaks, or how far the prompt is read, shows that an engine is there, not that it generates.
+func (e *Event) Says() bool {
+	return len(e.Text)+len(e.Thinking) > 0 || e.Tool || e.Done || e.Reason != "" || e.Logprobs != nil || e.Other || e.Failed
 }
 
 // Usage is what a generation took, as far as the engine says: zero is not told.

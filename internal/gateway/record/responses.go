@@ -153,6 +153,7 @@ func (t *Tracker) followResponses(data []byte, ev *Event) {
 		if e.kind == nil { // an error without a type, as llama-server writes it
 			ev.Failed, ev.Message = true, errorMessage(e.fault)
 		}
+		ev.Other = bytes.HasPrefix(e.kind, []byte("response."))
 	}
 	if which := e.of(); which != 0 {
 		t.itemEvent(&e, which, ev)

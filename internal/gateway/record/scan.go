@@ -263,6 +263,11 @@ func isTrue(value []byte) bool { return len(value) == 4 && value[0] == 't' }
 
 func isNull(value []byte) bool { return len(value) == 4 && value[0] == 'n' }
 
+// empty tells whether a raw value is null, or a string, an array or an object with nothing in it.
+func empty(value []byte) bool {
+	return isNull(value) || len(value) == 2 && (value[0] == '"' || value[0] == '[' || value[0] == '{')
+}
+
 // filled tells whether a raw value is an array with something in it.
 func filled(value []byte) bool {
 	return len(value) > 1 && value[0] == '[' && value[space(value, 1)] != ']'

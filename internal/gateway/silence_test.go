@@ -1,0 +1,146 @@
+package gateway
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ollamamax/ollamamax/internal/cluster"
+)
+
+// timed is a piece of a stream, and the silence before it.
+type timed struct {
+	after time.Duration
+	text  string
+}
+
+// times repeats pieces.
+func times(n int, pieces ...timed) []timed { return slices.Repeat(pieces, n) }
+
+// telling is a stream that comes piece by piece. Then it ends, or is silent if the last piece is "".
+func telling(r *http.Request, kind string, pieces []timed) *http.Response {
+	reader, writer := io.Pipe()
+	context.AfterFunc(r.Context(), func() { _ = writer.CloseWithError(context.Cause(r.Context())) })
+	go func() {
+		defer writer.Close()
+		for _, p := range pieces {
+			select {
+			case <-time.After(p.after):
+			case <-r.Context().Done():
+				return
+			}
+			if p.text == "" {
+				<-r.Context().Done()
+				return
+			}
+			if _, err := io.WriteString(writer, p.text); err != nil {
+				return
+			}
+		}
+	}()
+	resp := respond(http.StatusOK, "", "Content-Type", kind)
+	resp.Body = reader
+	return resp
+}
+
+// stalls lends slots in order with one bound of silence each, and keeps how they were given back.
+type stalls struct {
+	inOrder
+	cluster.Stall
+	outcomes *[]cluster.Outcome
+}
+
+func (s stalls) Acquire(_ context.Context, r *cluster.Request, tried []cluster.NodeID) (*cluster.Lease, error) {
+	if lease := s.Try(r, tried); lease != nil {
+		return lease, nil
+	}
+	return nil, cluster.ErrNobody
+}
+
+func (s stalls) Try(r *cluster.Request, tried []cluster.NodeID) *cluster.Lease {
+	lease := s.inOrder.Try(r, tried)
+	if lease != nil {
+		lease.Stall = s.Stall
+		lease.Done = func(o cluster.Outcome) { *s.outcomes = append(*s.outcomes, o) }
+	}
+	return lease
+}
+
+// askTwo sends a request to a gateway whose nodes a and b are engines of a kind, and returns what the client
+// gets, the nodes that were asked and how the attempts went.
+func askTwo(t *testing.T, kind cluster.EngineKind, bounds cluster.Stall, path, body string, serve func(node string, r *http.Request) (*http.Response, error)) (text, nodes string, outcomes []cluster.Outcome) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		var list []*cluster.Node
+		for _, id := range []string{"a", "b"} {
+			list = append(list, &cluster.Node{ID: cluster.NodeID(id), Name: id, Condition: cluster.Alive, State: cluster.Active,
+				Engine: &cluster.Engine{Kind: kind, Condition: cluster.EngineReady, Routes: []string{path}}, Models: []cluster.Model{{Name: "m", Digest: "1"}}})
+		}
+		mux := gatewayOf(t, stalls{list, bounds, &outcomes}, list, func(node string, r *http.Request) (*http.Response, error) {
+			nodes += node
+			return serve(node, r)
+		})
+		text = do(mux, "POST", path, body).Body.String()
+		synctest.Wait()
+	})
+	return text, nodes, outcomes
+}
+
+const (
+	chatChunk  = `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}` + "\n\n"
+	chatRole   = `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}]}` + "\n\n"
+	chatStop   = `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}` + "\n\n" + "data: [DONE]\n\n"
+	chatPing   = ":\n\n"
+	chatStream = `{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true,"temperature":0}`
+	events     = "text/event-stream"
+	lines      = "application/x-ndjson"
+)
+
+func TestAPromptThatIsReadIsNoFrozenEngine(t *testing.T) {
+	for name, first := range map[string]string{
+		"a comment": chatPing, "who speaks": chatRole,
+		"how far the prompt is read": `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":null},"finish_reason":null}],"prompt_progress":{"total":100,"cache":0,"processed":10}}` + "\n\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			pieces := slices.Concat([]timed{{time.Second, first}, {5 * time.Second, first}, {5 * time.Second, chatChunk}}, times(9, timed{20 * time.Millisecond, chatChunk}), []timed{{0, chatStop}})
+			text, nodes, outcomes := askTwo(t, cluster.LlamaServer, cluster.Stall{First: time.Minute, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
+				func(_ string, r *http.Request) (*http.Response, error) { return telling(r, events, pieces), nil })
+			if got := listen(t, "/v1/chat/completions", text); nodes != "a" || got.text != "aaaaaaaaaa" || got.ends != 1 || got.failures != 0 {
+				t.Fatalf("asked %s: %+v\n%.500s", nodes, got, text)
+			}
+			if o := outcomes[0]; o.First != 11*time.Second || o.MaxGap != 20*time.Millisecond {
+				t.Errorf("the first token after %v, the longest gap %v: want 11s and 20ms", o.First, o.MaxGap)
+			}
+		})
+	}
+}
+
+func TestAFrozenEngineIsNotSavedByTheServerInFrontOfIt(t *testing.T) {
+	for name, tc := range map[string]struct {
+		tokens int
+		every  time.Duration
+		want   cluster.Result
+	}{
+		"in the prompt":     {0, time.Second, cluster.Silent},
+		"behind ten tokens": {10, time.Second, cluster.Failed},
+		"pinging fast":      {10, 30 * time.Millisecond, cluster.Failed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pieces := slices.Concat([]timed{{0, chatPing}}, times(tc.tokens, timed{20 * time.Millisecond, chatChunk}), times(1000, timed{tc.every, chatPing}))
+			text, nodes, outcomes := askTwo(t, cluster.LlamaServer, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
+				func(node string, r *http.Request) (*http.Response, error) {
+					if node == "b" {
+						return telling(r, events, []timed{{0, chatChunk}, {0, chatStop}}), nil
+					}
+					return telling(r, events, pieces), nil
+				})
+			if nodes != "ab" || outcomes[0].Result != tc.want || listen(t, "/v1/chat/completions", text).ends != 1 {
+				t.Errorf("asked %s, %+v\n%.500s", nodes, outcomes, text)
+			}
+		})
+	}
+}
