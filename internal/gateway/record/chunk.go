@@ -97,6 +97,7 @@ func (t *Tracker) followChoices(choices []byte, ev *Event) (said bool) {
 			}
 		}
 		if index != 0 {
+			t.several = true
 			ev.Other = ev.Other || len(one.Text) > 0 || one.Reason != "" || one.Logprobs != nil || saysOther(delta)
 			continue
 		}

@@ -45,3 +45,17 @@ func TestOnlyAPartOfAnAnswerSaysSomething(t *testing.T) {
 		}
 	}
 }
+
+func TestSeveralAnswersEndTogether(t *testing.T) {
+	t.Parallel()
+	tracker := NewTracker(ChatCompletions, false)
+	for _, choice := range []string{`{"index":0,"delta":{"role":"assistant","content":"a"}}`, `{"index":1,"delta":{"role":"assistant","content":"a"}}`, `{"index":0,"delta":{},"finish_reason":"stop"}`} {
+		tracker.Follow([]byte(`data: {"id":"1","choices":[` + choice + `]}` + "\n\n"))
+	}
+	if tracker.Finished() {
+		t.Error("the first of two answers has ended, and the second is taken for whole")
+	}
+	if tracker.Follow([]byte("data: [DONE]\n\n")); !tracker.Finished() {
+		t.Error("both have ended")
+	}
+}

@@ -12,6 +12,7 @@ type Tracker struct {
 	finished bool
 	done     bool
 	called   bool // a tool
+	several  bool // there are more choices than the first, which is the one that is followed
 
 	line      lineState
 	chunk     chunkState
@@ -67,7 +68,7 @@ func (t *Tracker) Finished() bool {
 			return false // a call is not whole
 		}
 	}
-	return t.finished || t.done
+	return t.finished && !t.several || t.done
 }
 
 // AppendText appends a record that says the event's text, thinking and log probabilities, and follows it.
