@@ -34,6 +34,7 @@ type answer struct {
 
 	form    record.Form
 	follows bool // a stream of records of that form
+	spoke   bool // it has said text
 	buf     *[]byte
 	n       int   // bytes of buf that were read
 	at      int   // of them, records that were followed
@@ -214,6 +215,7 @@ func (a *answer) hear(e record.Event) (gap time.Duration) {
 		return 0
 	}
 	gap = a.watch.heard()
+	a.spoke = a.spoke || len(e.Text) > 0
 	if a.outcome.First > 0 {
 		return gap
 	}

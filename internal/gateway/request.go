@@ -65,6 +65,8 @@ type request struct {
 	modelLen int      // how long it is there, with its quotes; 0: nowhere
 	exact    bool     // what may be lost with a node can only be had by the same request again
 	parts    []string // of the body that the model reads, in the order in which it reads them
+	tools    bool     // the model may call tools
+	format   bool     // the answer is bound to a grammar
 	usage    bool     // the client wants counts in its stream (stream_options.include_usage)
 	plain    bool     // the body was compressed and is no longer
 	folded   bool     // streams from the engine, and goes to the client whole
@@ -388,10 +390,14 @@ func (req *request) peek(text []byte) error {
 			req.options(value)
 		case "max_tokens", "max_completion_tokens", "max_output_tokens":
 			req.MaxTokens = tokens(value)
-		case "format", "response_format", "images":
+		case "images":
 			req.exact = true
+		case "format", "response_format":
+			req.exact, req.format = true, value.String() != ""
+		case "text":
+			req.format = req.format || value.Get("format").Exists()
 		case "tools":
-			req.exact = true
+			req.exact, req.tools = true, value.Get("#").Int() > 0
 			parts[0] = value.Raw
 		case "system", "instructions":
 			parts[1] = value.Raw

@@ -144,3 +144,45 @@ func TestAFrozenEngineIsNotSavedByTheServerInFrontOfIt(t *testing.T) {
 		})
 	}
 }
+
+func TestASilenceInWhichAnOllamaWritesIsNoFrozenEngine(t *testing.T) {
+	line := func(message string) string {
+		return `{"model":"m","created_at":"T","message":{"role":"assistant","content":"",` + message + `},"done":false}` + "\n"
+	}
+	const chat = `{"model":"m","messages":[{"role":"user","content":"x"}],"options":{"temperature":0},`
+	const end = `{"model":"m","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop"}` + "\n"
+	const tools = chat + `"tools":[{"type":"function","function":{"name":"f"}}]}`
+	call := line(`"tool_calls":[{"function":{"name":"f","arguments":{}}}]`)
+	text := `{"model":"m","created_at":"T","message":{"role":"assistant","content":"{}"},"done":false}` + "\n"
+	for _, tc := range []struct {
+		name, body string
+		pieces     []timed
+		frozen     bool
+	}{
+		{"a call", tools, []timed{{3 * time.Second, call}, {0, end}}, false},
+		{"a call with the end", tools, []timed{{3 * time.Second, call + end}}, false},
+		{"what became no call", tools, []timed{{3 * time.Second, end}}, false},
+		{"a grammar behind the thinking", chat + `"format":"json"}`, []timed{{3 * time.Second, text}, {20 * time.Millisecond, text}, {20 * time.Millisecond, end}}, false},
+		{"for ever", tools, []timed{{time.Second, ""}}, true},
+		{"without tools", chat + `"tools":[]}`, []timed{{3 * time.Second, text}, {0, end}}, true},
+		{"in the grammar", chat + `"format":"json"}`, []timed{{20 * time.Millisecond, text}, {3 * time.Second, text}, {0, end}}, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			pieces := slices.Concat(times(10, timed{20 * time.Millisecond, line(`"thinking":"a"`)}), tc.pieces)
+			text, nodes, outcomes := askTwo(t, cluster.Ollama, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: 30 * time.Second, Whole: time.Minute}, "/api/chat", tc.body,
+				func(node string, r *http.Request) (*http.Response, error) { return telling(r, lines, pieces), nil })
+			if tc.frozen {
+				if len(nodes) < 2 {
+					t.Errorf("another silence was waited for: asked %s\n%s", nodes, text)
+				}
+				return
+			}
+			if got := listen(t, "/api/chat", text); nodes != "a" || got.ends != 1 || got.thinking != "aaaaaaaaaa" {
+				t.Fatalf("asked %s: %+v\n%s", nodes, got, text)
+			}
+			if o := outcomes[0]; o.MaxGap != 20*time.Millisecond || o.Result != cluster.Answered {
+				t.Errorf("%+v: its longest gap between two tokens was 20ms", o)
+			}
+		})
+	}
+}

@@ -335,17 +335,37 @@ func (c *client) write(b []byte, flush bool) error {
 
 // hear takes in the silence before a record that has a part of the answer.
 func (s *stream) hear(a *answer, e record.Event) {
-	if gap := a.hear(e); gap > 0 {
-		s.gaps.add(gap)
+	pauses := s.pauses(a)
+	gap := a.hear(e)
+	if gap == 0 || pauses && (e.Tool || e.Done || s.req.format && len(e.Text) > 0) {
+		return
 	}
+	s.gaps.add(gap)
 }
 
 // patience is how long the engine may now be silent, after such gaps.
 func (s *stream) patience(a *answer, after *gaps) time.Duration {
-	if a.outcome.First == 0 {
-		return a.lease.Stall.First
+	stall := &a.lease.Stall
+	switch {
+	case a.outcome.First == 0:
+		return stall.First
+	case s.pauses(a):
+		return max(stall.Whole, stall.First, stall.Ceiling)
 	}
-	return after.bound(a.lease.Stall)
+	return after.bound(*stall)
+}
+
+// pauses tells whether the engine may be silent in the middle of an answer while it generates: an Ollama,
+// and others but a llama-server, show a tool's call only when it is whole; an Ollama whose model has
+// thought begins anew, with the grammar.
+func (s *stream) pauses(a *answer) bool {
+	switch a.node.Engine.Kind {
+	case cluster.LlamaServer:
+		return false
+	case cluster.Ollama:
+		return s.req.tools || s.req.format && len(s.thinking) > 0 && !a.spoke
+	}
+	return s.req.tools
 }
 
 // gaps are the silences between a stream's pieces.
