@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -61,11 +62,12 @@ func (r Resume) Validate() error {
 // mend has other nodes go on with an answer until it ends, or cannot be ended.
 func (s *stream) mend(a *answer, broken *breakError) {
 	digest, window := modelDigest(a.node, s.req.Key()), s.window(a.node)
-	var tried []cluster.NodeID
+	turns := turns{}
 	defer func() { a.close() }()
 	for attempt := 1; ; attempt++ {
 		began, failed := time.Now(), a.node
-		tried = append(tried, failed.ID)
+		var frozen *frozenError
+		silent := errors.As(broken.err, &frozen)
 		next := broken.next
 		if next != nil { // the attempts are for those that fail
 			began, attempt = broken.since, attempt-1
@@ -73,7 +75,7 @@ func (s *stream) mend(a *answer, broken *breakError) {
 			a.close()
 		} else {
 			a.outcome.Result = cluster.Failed
-			if broken.kind == "frozen" && a.outcome.First == 0 {
+			if silent && a.outcome.First == 0 {
 				a.outcome.Result = cluster.Silent
 			}
 			a.close()
@@ -86,8 +88,9 @@ func (s *stream) mend(a *answer, broken *breakError) {
 				s.log(broken, failed, "finish", "", time.Since(began))
 				return
 			}
+			s.failedAt(failed.ID, turns, digest, silent, 0)
 			var err error
-			next, err = s.resume(attempt, &tried, digest, window)
+			next, err = s.resume(attempt, turns, digest, window)
 			switch {
 			case err != nil:
 				s.giveUp(broken, failed, err)
@@ -185,9 +188,46 @@ func (s *stream) emit(write func([]byte) []byte) {
 	s.own = s.own[:0]
 }
 
-// resume finds a node that goes on with the answer, one of those that were not tried first, and reads
+// turns is which nodes have failed to go on with an answer, and when each may be asked again.
+type turns map[cluster.NodeID]turn
+
+type turn struct {
+	at    time.Time
+	pause time.Duration // before it, twice as long each time
+	last  bool          // it comes after all others: it hung, or will not
+}
+
+// notYet returns the nodes that are not to be asked now.
+func (t turns) notYet(now time.Time) (ids []cluster.NodeID) {
+	for id, turn := range t {
+		if now.Before(turn.at) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// failedAt notes that a node has failed, which is asked again after a pause, of at least so long. One that
+// was silent would be waited for while others come back: it has to wait for half of the time that there is,
+// unless no other holds the model.
+func (s *stream) failedAt(id cluster.NodeID, t turns, digest string, silent bool, least time.Duration) {
+	now, pause := time.Now(), max(resumeEvery, 2*t[id].pause)
+	t[id] = turn{now.Add(max(pause, least)), pause, silent}
+	if until := now.Add(s.g.cfg.Resume.Wait / 2); silent && t[id].at.Before(until) && s.elsewhere(t, digest) {
+		t[id] = turn{until, pause, silent}
+	}
+}
+
+// elsewhere tells whether a node holds the model that does not come last.
+func (s *stream) elsewhere(t turns, digest string) bool {
+	return slices.ContainsFunc(s.g.deps.View().Replicas(s.req.Key()), func(r cluster.Replica) bool {
+		return r.Model.Kin() == digest && !t[r.Node.ID].last
+	})
+}
+
+// resume finds a node that goes on with the answer, at first one of those that have not failed, and reads
 // the first record of the rest. It returns nil if nothing is left to say, and then has said so.
-func (s *stream) resume(attempt int, tried *[]cluster.NodeID, digest string, window int) (*rest, error) {
+func (s *stream) resume(attempt int, t turns, digest string, window int) (*rest, error) {
 	limit := s.g.cfg.Resume
 	switch {
 	case limit.Attempts == 0:
@@ -201,11 +241,17 @@ func (s *stream) resume(attempt int, tried *[]cluster.NodeID, digest string, win
 	defer cancel()
 	ticker := time.NewTicker(resumeEvery)
 	defer ticker.Stop()
+	for id, turn := range t { // one that has failed may be back: an engine that was started again
+		if soon := time.Now().Add(resumeEvery); turn.at.Before(soon) {
+			turn.at = soon
+			t[id] = turn
+		}
+	}
 	r := s.remainder(digest, window)
 	again := s.onlyAgain
 	last := errors.New("no other node holds the same model and is well")
 	for {
-		if lease := s.g.deps.Try(&r, *tried); lease != nil {
+		if lease := s.g.deps.Try(&r, t.notYet(time.Now())); lease != nil {
 			next, over, err := s.ask(s.x.ctx, lease)
 			switch {
 			case over:
@@ -226,14 +272,21 @@ func (s *stream) resume(attempt int, tried *[]cluster.NodeID, digest string, win
 				again = true
 				continue
 			}
-			*tried = append(*tried, lease.Node.ID)
+			var no unwillingError
+			errors.As(err, &no)
+			s.failedAt(lease.Node.ID, t, digest, errors.Is(err, errFrozen) || errors.Is(err, context.DeadlineExceeded), no.after)
+			if no.forGood {
+				t[lease.Node.ID] = turn{at: time.Now().Add(2 * limit.Wait), last: true}
+				if !s.elsewhere(t, digest) {
+					return nil, last
+				}
+			}
 			continue
 		}
 		select {
 		case <-ctx.Done():
 			return nil, last
 		case <-ticker.C:
-			*tried = nil // one that failed may be back: an engine that was started again
 		}
 	}
 }
@@ -246,13 +299,24 @@ func (s *stream) remainder(digest string, window int) cluster.Request {
 	return r
 }
 
-// resumeEvery is how often a broken answer looks for a node, when none was there.
+// resumeEvery is how often a broken answer looks for a node, when none was there, and how soon it comes
+// back to one that failed for the first time.
 const resumeEvery = 250 * time.Millisecond
 
 // noWayError says that no node can go on, whichever.
 type noWayError struct{ why string }
 
 func (e *noWayError) Error() string { return e.why }
+
+// unwillingError is what an engine answered that does not go on with an answer.
+type unwillingError struct {
+	status  int
+	text    string
+	after   time.Duration // it asked to be left alone for so long
+	forGood bool          // it does not take the client's request
+}
+
+func (e unwillingError) Error() string { return fmt.Sprintf("answered %d: %s", e.status, e.text) }
 
 // ask has a node go on with the answer, while ctx lasts. over tells that nothing is left to say.
 func (s *stream) ask(ctx context.Context, lease *cluster.Lease) (next *rest, over bool, err error) {
@@ -292,13 +356,16 @@ func (s *stream) ask(ctx context.Context, lease *cluster.Lease) (next *rest, ove
 		return nil, false, err
 	}
 	if !a.follows {
-		status := a.resp.StatusCode
-		text := string((*a.buf)[:min(a.n, 200)]) // the buffer is another's after close
+		no := unwillingError{status: a.resp.StatusCode, text: string((*a.buf)[:min(a.n, 200)]), after: retryAfter(a.resp.Header)} // the buffer is another's after close
 		a.close()
-		if method != resume.Replay && status < http.StatusInternalServerError {
+		switch {
+		case no.status >= http.StatusInternalServerError || no.status == http.StatusTooManyRequests:
+		case method != resume.Replay:
 			s.onlyAgain = true // an engine that does not go on this way may still answer the request itself
+		default:
+			no.forGood = no.status >= http.StatusBadRequest && no.status != http.StatusNotFound && no.status != http.StatusRequestTimeout
 		}
-		return nil, false, fmt.Errorf("answered %d: %s", status, text)
+		return nil, false, no
 	}
 	next = &rest{answer: a, method: method, pieces: s.pieces}
 	if method == resume.Replay {
@@ -416,6 +483,8 @@ func (s *stream) facts(ctx context.Context, lease *cluster.Lease) (resume.Facts,
 	if known, ok := s.g.shown.Load(model.Digest); ok && model.Digest != "" {
 		return known.(resume.Facts), nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, max(s.g.cfg.Resume.Wait, time.Second)) // it loads nothing
+	defer cancel()
 	for _, verbose := range []bool{false, true} {
 		body, err := json.Marshal(map[string]any{"model": s.req.Model, "verbose": verbose})
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,7 +27,6 @@ func telling(r *http.Request, kind string, pieces []timed) *http.Response {
 	reader, writer := io.Pipe()
 	context.AfterFunc(r.Context(), func() { _ = writer.CloseWithError(context.Cause(r.Context())) })
 	go func() {
-		defer writer.Close()
 		for _, p := range pieces {
 			select {
 			case <-time.After(p.after):
@@ -34,13 +34,13 @@ func telling(r *http.Request, kind string, pieces []timed) *http.Response {
 				return
 			}
 			if p.text == "" {
-				<-r.Context().Done()
 				return
 			}
 			if _, err := io.WriteString(writer, p.text); err != nil {
 				return
 			}
 		}
+		_ = writer.Close()
 	}()
 	resp := respond(http.StatusOK, "", "Content-Type", kind)
 	resp.Body = reader
@@ -70,13 +70,13 @@ func (s stalls) Try(r *cluster.Request, tried []cluster.NodeID) *cluster.Lease {
 	return lease
 }
 
-// askTwo sends a request to a gateway whose nodes a and b are engines of a kind, and returns what the client
-// gets, the nodes that were asked and how the attempts went.
-func askTwo(t *testing.T, kind cluster.EngineKind, bounds cluster.Stall, path, body string, serve func(node string, r *http.Request) (*http.Response, error)) (text, nodes string, outcomes []cluster.Outcome) {
+// askOf sends a request to a gateway whose nodes, a letter each, are engines of a kind, and returns what the
+// client gets, the nodes that were asked and how the attempts went.
+func askOf(t *testing.T, names string, kind cluster.EngineKind, bounds cluster.Stall, path, body string, serve func(node string, r *http.Request) (*http.Response, error)) (text, nodes string, outcomes []cluster.Outcome) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		var list []*cluster.Node
-		for _, id := range []string{"a", "b"} {
+		for id := range strings.SplitSeq(names, "") {
 			list = append(list, &cluster.Node{ID: cluster.NodeID(id), Name: id, Condition: cluster.Alive, State: cluster.Active,
 				Engine: &cluster.Engine{Kind: kind, Condition: cluster.EngineReady, Routes: []string{path}}, Models: []cluster.Model{{Name: "m", Digest: "1"}}})
 		}
@@ -107,7 +107,7 @@ func TestAPromptThatIsReadIsNoFrozenEngine(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pieces := slices.Concat([]timed{{time.Second, first}, {5 * time.Second, first}, {5 * time.Second, chatChunk}}, times(9, timed{20 * time.Millisecond, chatChunk}), []timed{{0, chatStop}})
-			text, nodes, outcomes := askTwo(t, cluster.LlamaServer, cluster.Stall{First: time.Minute, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
+			text, nodes, outcomes := askOf(t, "ab", cluster.LlamaServer, cluster.Stall{First: time.Minute, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
 				func(_ string, r *http.Request) (*http.Response, error) { return telling(r, events, pieces), nil })
 			if got := listen(t, "/v1/chat/completions", text); nodes != "a" || got.text != "aaaaaaaaaa" || got.ends != 1 || got.failures != 0 {
 				t.Fatalf("asked %s: %+v\n%.500s", nodes, got, text)
@@ -131,7 +131,7 @@ func TestAFrozenEngineIsNotSavedByTheServerInFrontOfIt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pieces := slices.Concat([]timed{{0, chatPing}}, times(tc.tokens, timed{20 * time.Millisecond, chatChunk}), times(1000, timed{tc.every, chatPing}))
-			text, nodes, outcomes := askTwo(t, cluster.LlamaServer, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
+			text, nodes, outcomes := askOf(t, "ab", cluster.LlamaServer, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
 				func(node string, r *http.Request) (*http.Response, error) {
 					if node == "b" {
 						return telling(r, events, []timed{{0, chatChunk}, {0, chatStop}}), nil
@@ -169,7 +169,7 @@ func TestASilenceInWhichAnOllamaWritesIsNoFrozenEngine(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			pieces := slices.Concat(times(10, timed{20 * time.Millisecond, line(`"thinking":"a"`)}), tc.pieces)
-			text, nodes, outcomes := askTwo(t, cluster.Ollama, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: 30 * time.Second, Whole: time.Minute}, "/api/chat", tc.body,
+			text, nodes, outcomes := askOf(t, "ab", cluster.Ollama, cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: 30 * time.Second, Whole: time.Minute}, "/api/chat", tc.body,
 				func(node string, r *http.Request) (*http.Response, error) { return telling(r, lines, pieces), nil })
 			if tc.frozen {
 				if len(nodes) < 2 {
@@ -178,10 +178,61 @@ func TestASilenceInWhichAnOllamaWritesIsNoFrozenEngine(t *testing.T) {
 				return
 			}
 			if got := listen(t, "/api/chat", text); nodes != "a" || got.ends != 1 || got.thinking != "aaaaaaaaaa" {
-				t.Fatalf("asked %s: %+v\n%s", nodes, got, text)
+				t.Fatalf("asked %s: %+v\n%.300s", nodes, got, text)
 			}
 			if o := outcomes[0]; o.MaxGap != 20*time.Millisecond || o.Result != cluster.Answered {
 				t.Errorf("%+v: its longest gap between two tokens was 20ms", o)
+			}
+		})
+	}
+}
+
+var soon = cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: 30 * time.Second}
+
+func TestABrokenStreamDoesNotWaitAtTheNodeThatFroze(t *testing.T) {
+	var back time.Time
+	text, nodes, _ := askOf(t, "ab", cluster.LlamaServer, soon, "/v1/chat/completions", chatStream, func(node string, r *http.Request) (*http.Response, error) {
+		switch {
+		case back.IsZero():
+			back = time.Now().Add(3 * time.Second)
+			return telling(r, events, []timed{{0, chatChunk}, {0, ""}}), nil
+		case node == "a":
+			return telling(r, events, []timed{{0, ""}}), nil
+		case time.Now().Before(back):
+			return refusedDial(r)
+		}
+		return telling(r, events, []timed{{0, chatChunk}, {0, chatStop}}), nil
+	})
+	if got := listen(t, "/v1/chat/completions", text); strings.Count(nodes, "a") != 1 || got.text != "aa" || got.ends != 1 {
+		t.Errorf("asked %s: %+v\n%.300s", nodes, got, text)
+	}
+}
+
+func TestABrokenStreamAsksNobodyTooOften(t *testing.T) {
+	const again = `{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true,"temperature":0,"response_format":{"type":"json_object"}}`
+	for name, tc := range map[string]struct {
+		body string
+		b    func(*http.Request) (*http.Response, error)
+		most int // questions to b
+	}{
+		"one that is down":             {chatStream, refusedDial, 7},
+		"one that asks for ten seconds": {chatStream, func(*http.Request) (*http.Response, error) { return respond(503, "busy", "Retry-After", "10"), nil }, 2},
+		"one that refuses the request": {again, func(*http.Request) (*http.Response, error) { return respond(400, "no"), nil }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := false
+			text, nodes, _ := askOf(t, "ab", cluster.LlamaServer, soon, "/v1/chat/completions", tc.body, func(node string, r *http.Request) (*http.Response, error) {
+				switch {
+				case !begun:
+					begun = true
+					return telling(r, events, []timed{{0, chatChunk}}), nil
+				case node == "a":
+					return refusedDial(r)
+				}
+				return tc.b(r)
+			})
+			if n := strings.Count(nodes, "b"); n < 1 || n > tc.most || listen(t, "/v1/chat/completions", text).failures != 1 {
+				t.Errorf("asked %s, the other node more than %d times\n%.1000s", nodes, tc.most, text)
 			}
 		})
 	}
