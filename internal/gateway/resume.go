@@ -107,6 +107,9 @@ func (s *stream) mend(a *answer, broken *breakError) {
 		s.g.metrics.pause.Observe(pause.Seconds())
 		s.log(broken, failed, next.method.String(), next.node.Name, pause)
 		s.gaps = gaps{}
+		if silent && next.node.ID == failed.ID { // it was no frozen engine: others' prompts, or too much work
+			s.gaps.max = frozen.silent
+		}
 		a = next.answer
 		if next.method == resume.Replay {
 			broken = s.replay(next)

@@ -189,6 +189,24 @@ func TestASilenceInWhichAnOllamaWritesIsNoFrozenEngine(t *testing.T) {
 
 var soon = cluster.Stall{First: 10 * time.Second, Next: time.Second, Floor: time.Second, Ceiling: 30 * time.Second}
 
+func TestASilenceThatAnEngineSurvivesIsLearned(t *testing.T) {
+	tokens := times(10, timed{20 * time.Millisecond, chatChunk})
+	first := true
+	text, nodes, outcomes := askOf(t, "a", cluster.LlamaServer, soon, "/v1/chat/completions", chatStream, func(_ string, r *http.Request) (*http.Response, error) {
+		if first {
+			first = false
+			return telling(r, events, append(tokens, timed{3 * time.Second, chatChunk})), nil
+		}
+		return telling(r, events, slices.Concat(tokens, []timed{{3 * time.Second, chatChunk}, {0, chatStop}})), nil
+	})
+	if got := listen(t, "/v1/chat/completions", text); nodes != "aa" || got.text != strings.Repeat("a", 21) || got.ends != 1 {
+		t.Fatalf("asked %s: %+v\n%.300s", nodes, got, text)
+	}
+	if o := outcomes[1]; o.MaxGap < time.Second {
+		t.Errorf("the pair is taught a longest gap of %v", o.MaxGap)
+	}
+}
+
 func TestABrokenStreamDoesNotWaitAtTheNodeThatFroze(t *testing.T) {
 	var back time.Time
 	text, nodes, _ := askOf(t, "ab", cluster.LlamaServer, soon, "/v1/chat/completions", chatStream, func(node string, r *http.Request) (*http.Response, error) {
@@ -215,9 +233,9 @@ func TestABrokenStreamAsksNobodyTooOften(t *testing.T) {
 		b    func(*http.Request) (*http.Response, error)
 		most int // questions to b
 	}{
-		"one that is down":             {chatStream, refusedDial, 7},
+		"one that is down":              {chatStream, refusedDial, 7},
 		"one that asks for ten seconds": {chatStream, func(*http.Request) (*http.Response, error) { return respond(503, "busy", "Retry-After", "10"), nil }, 2},
-		"one that refuses the request": {again, func(*http.Request) (*http.Response, error) { return respond(400, "no"), nil }, 1},
+		"one that refuses the request":  {again, func(*http.Request) (*http.Response, error) { return respond(400, "no"), nil }, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			begun := false
