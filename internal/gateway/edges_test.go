@@ -205,3 +205,15 @@ func TestAPageIsNoAnswerOfAModel(t *testing.T) {
 		}
 	}
 }
+
+func TestAThinkingModelBehindAnAliasGetsASeed(t *testing.T) {
+	nodes := testNodes("a")
+	nodes[0].Models[1].Thinks = true // of the two, the second
+	h := gatewayOf(t, aliased{inOrder(nodes)}, nodes, func(_ string, r *http.Request) (*http.Response, error) {
+		text, _ := io.ReadAll(r.Body)
+		return respond(200, string(text)), nil
+	})
+	if body := do(h, "POST", "/api/chat", `{"model":"gpt","messages":[{"role":"user","content":"x"}]}`).Body.String(); !strings.Contains(body, `"options":{"seed":`) {
+		t.Errorf("the engine was sent %s", body)
+	}
+}

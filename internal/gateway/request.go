@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"mime"
 	"mime/multipart"
@@ -99,14 +100,8 @@ func (g *Gateway) prepare(req *request) {
 	if !generates || g.cfg.Resume.Attempts == 0 || req.notObject {
 		return
 	}
-	if g.cfg.Resume.Seed {
-		facts := resume.Facts{Kind: cluster.Ollama}
-		if replicas := g.deps.View().Replicas(req.Model); len(replicas) > 0 && replicas[0].Node.Engine != nil {
-			facts = resume.Facts{Kind: replicas[0].Node.Engine.Kind, Thinks: replicas[0].Model.Thinks, Continues: resume.Continues(replicas[0].Model.V1)}
-		}
-		if (req.exact || facts.Thinks || facts.Kind == cluster.OpenAI) && resume.NeedsSeed(req.Path, req.text, facts) {
-			req.replace(resume.WithSeed(req.Path, req.text, int(rand.Int32())))
-		}
+	if g.cfg.Resume.Seed && g.needsSeed(req) {
+		req.replace(resume.WithSeed(req.Path, req.text, int(rand.Int32())))
 	}
 	if req.stream || req.MaxTokens > 0 && req.MaxTokens <= foldable || !req.prompt && !req.hasInput || !g.folds(req.Model, form) {
 		return
@@ -117,24 +112,55 @@ func (g *Gateway) prepare(req *request) {
 	}
 }
 
+// needsSeed tells whether one of the nodes that may answer could not repeat it.
+func (g *Gateway) needsSeed(req *request) bool {
+	facts := resume.Facts{Kind: cluster.Ollama} // also of a model that nobody holds
+	if req.exact && resume.NeedsSeed(req.Path, req.text, facts) {
+		return true
+	}
+	for r := range g.mayAnswer(req.Model) {
+		before := facts
+		if e := r.Node.Engine; e != nil {
+			facts = resume.Facts{Kind: e.Kind, Thinks: r.Model.Thinks}
+		}
+		if facts != before && resume.NeedsSeed(req.Path, req.text, facts) {
+			return true
+		}
+	}
+	return false
+}
+
+// mayAnswer are the replicas of a model, or of those for which it is an alias.
+func (g *Gateway) mayAnswer(model string) iter.Seq[cluster.Replica] {
+	return func(yield func(cluster.Replica) bool) {
+		view := g.deps.View()
+		chain := g.deps.Resolve(model)
+		for _, r := range view.Replicas(model) {
+			if len(chain) == 0 && !yield(r) {
+				return
+			}
+		}
+		for _, name := range chain {
+			for _, r := range view.Replicas(name) {
+				if !yield(r) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // folds tells whether all nodes that may answer stream what record.Fold makes their own body of.
 func (g *Gateway) folds(model string, form record.Form) bool {
 	if form == record.Generate || form == record.Chat {
 		return true
 	}
-	chain := g.deps.Resolve(model)
-	if len(chain) == 0 {
-		chain = []string{model}
-	}
-	view := g.deps.View()
-	for _, name := range chain {
-		for _, r := range view.Replicas(name) {
-			switch e := r.Node.Engine; {
-			case e == nil || e.Kind == cluster.Ollama:
-			case form == record.Messages || form == record.Responses,
-				e.Kind == cluster.OpenAI && !resume.Continues(r.Model.V1): // nobody knows how it streams
-				return false
-			}
+	for r := range g.mayAnswer(model) {
+		switch e := r.Node.Engine; {
+		case e == nil || e.Kind == cluster.Ollama:
+		case form == record.Messages || form == record.Responses,
+			e.Kind == cluster.OpenAI && !resume.Continues(r.Model.V1): // nobody knows how it streams
+			return false
 		}
 	}
 	return true

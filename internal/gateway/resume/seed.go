@@ -39,10 +39,8 @@ func NeedsSeed(path string, body []byte, f Facts) bool {
 	if temperature := r.get("temperature"); r.get("seed").Type != gjson.Null || temperature.Type == gjson.Number && temperature.Num == 0 {
 		return false
 	}
-	if r.tools || r.format || f.Thinks || !r.appendable {
-		return true
-	}
-	return r.path == pathChatCompletions && f.Kind != cluster.LlamaServer && !f.Continues
+	// Of a chat nobody knows whether its model thinks, after which it can only be asked for again.
+	return r.path == pathChatCompletions || r.tools || r.format || f.Thinks || !r.appendable
 }
 
 // isZero tells whether an option is given and 0.
