@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"cmp"
 	"math"
 	"time"
 
@@ -239,16 +240,19 @@ func (k *known) sameRunner(loaded *cluster.Loaded, r *cluster.Request, usual int
 	return !k.asked || k.numCtx == 0 || loaded.ContextLength == usual
 }
 
-// fits tells whether prompt and answer have room in the context that is loaded or would be. usual is
-// the one that the engine gives to a request that asks for none, 0 if that is not known.
-func (k *known) fits(loaded *cluster.Loaded, r *cluster.Request, usual int) bool {
+// context is the context that is loaded for the request, or would be; 0 if that is not known. usual is the
+// one that the engine gives to a request that asks for none, 0 if that is not known.
+func (k *known) context(loaded *cluster.Loaded, r *cluster.Request, usual int) int {
 	context := r.NumCtx
 	if context == 0 && loaded != nil && k.sameRunner(loaded, r, usual) {
 		context = loaded.ContextLength
 	}
-	if context == 0 {
-		context = usual
-	}
+	return cmp.Or(context, usual)
+}
+
+// fits tells whether prompt and answer have room in the context that is loaded or would be.
+func (k *known) fits(loaded *cluster.Loaded, r *cluster.Request, usual int) bool {
+	context := k.context(loaded, r, usual)
 	// A cautious guess of the prompt, so that a node is put behind the others only when it surely does
 	// not fit; of an answer's limit, which is often set far too high, at most half of the context.
 	tokens := r.PromptBytes / mostBytesPerToken

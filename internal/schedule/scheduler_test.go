@@ -576,3 +576,36 @@ func TestAnEnginesSenselessFiguresMakeItNoBetter(t *testing.T) {
 		}
 	}
 }
+
+func TestAnAnswerGoesOnWhereItsContextIsOrWouldBe(t *testing.T) {
+	stored, small := ready("a", "m"), loaded(ready("a", "m"), "m", 4096)
+	now := small
+	s := scheduling(t, Default(), DefaultQueue(), func() *cluster.View { return cluster.NewView("self", time.Time{}, []*cluster.Node{now}) })
+	if lease := s.Try(prompt(100), nil); lease == nil {
+		t.Fatal("nobody serves")
+	} else {
+		lease.Done(cluster.Outcome{})
+	}
+	for name, tc := range map[string]struct {
+		node    *cluster.Node
+		numCtx  int
+		serves  bool
+		context int
+	}{
+		"loaded with less":                   {small, 0, false, 32768},
+		"would load with less":               {stored, 0, false, 32768},
+		"would load with as much":            {stored, 0, true, 4096},
+		"loads anew with what was asked for": {small, 32768, true, 32768},
+	} {
+		now = tc.node
+		r := prompt(100)
+		r.Urgent, r.MinContext, r.NumCtx = true, tc.context, tc.numCtx
+		lease := s.Try(r, nil)
+		if (lease != nil) != tc.serves {
+			t.Errorf("one that %s serves: %t", name, lease != nil)
+		}
+		if lease != nil {
+			lease.Done(cluster.Outcome{})
+		}
+	}
+}

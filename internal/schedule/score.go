@@ -106,12 +106,19 @@ func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []c
 		return damaged
 	case !labelled(n, r.Labels):
 		return otherLabels
-	case replica.Loaded != nil && replica.Loaded.ContextLength > 0 && replica.Loaded.ContextLength < r.MinContext:
+	case r.MinContext > 0 && s.hasLess(replica, r):
 		return lessContext
 	case !n.Serves(): // last: it would be a candidate if it did
 		return notServing
 	}
 	return ""
+}
+
+// hasLess tells whether a node has the model loaded with less context than a request must have, or would.
+func (s *Scheduler) hasLess(replica cluster.Replica, r *cluster.Request) bool {
+	p := s.node(replica.Node.ID).pair(r.Key())
+	context := p.known.Load().context(replica.Loaded, r, int(p.context.Load()))
+	return context > 0 && context < r.MinContext
 }
 
 func labelled(n *cluster.Node, labels map[string]string) bool {
