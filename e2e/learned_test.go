@@ -45,7 +45,10 @@ func TestHowManyRequestsAnEngineTakesIsFoundOut(t *testing.T) {
 					}
 				})
 			}
-			time.Sleep(3 * time.Second) // to find out
+			eventually(t, 30*time.Second, "it is found out", func() bool {
+				n := candidateOn(t, explainedOn(t, m, tc.path, body(true)), "a").Slots
+				return n >= slots-1 && n <= slots+1
+			})
 			began, before := time.Now(), done.Load()
 			var looks, busy, inside, limits int
 			for time.Since(began) < 3*time.Second {
@@ -64,8 +67,11 @@ func TestHowManyRequestsAnEngineTakesIsFoundOut(t *testing.T) {
 			if mean(busy)+mean(inside) > slots+1.5 || mean(limits) < slots-1 || mean(limits) > slots+1.5 {
 				t.Errorf("it is thought to take %.1f, and was given %.1f", mean(limits), mean(busy)+mean(inside))
 			}
-			if least := 0.8 * capacity; rate < least && raceFlag == nil || rate < least/2 {
+			if raceFlag == nil && rate < 0.8*capacity {
 				t.Errorf("only %.1f answers a second of %.1f", rate, capacity)
+			}
+			if raceFlag != nil && mean(busy) < 0.8*slots { // its answers take longer, but it has work
+				t.Errorf("only %.1f in flight of %d", mean(busy), slots)
 			}
 		})
 	}
@@ -94,7 +100,7 @@ func TestASlowFirstTokenIsHedged(t *testing.T) {
 	quick := tuned(t, "quick", "", "-model", "m", "-slots", "8")
 	c := form(t, slow, quick)
 	c.warm(t, "m", c...)
-	fault(t, slow, `{"kind":"slow","delay":"2s"}`)
+	fault(t, slow, `{"kind":"slow","delay":"30s"}`) // whoever waits for it is seen to
 	for i := range 3 {
 		began := time.Now()
 		code, header, text := askHeader(t, "POST", slow.url+"/api/generate", body)
@@ -102,7 +108,7 @@ func TestASlowFirstTokenIsHedged(t *testing.T) {
 		if node := header.Get("X-Ollamamax-Node"); code != 200 || node != "quick" {
 			t.Fatalf("%d: %d from %q: %s", i, code, node, text)
 		}
-		if took < hedge || took > hedge+time.Second {
+		if took < hedge || took > 10*time.Second {
 			t.Errorf("%d: answered after %v", i, took)
 		}
 		t.Logf("hedged after %v: answered after %v", hedge, took.Round(time.Millisecond))
@@ -112,6 +118,7 @@ func TestASlowFirstTokenIsHedged(t *testing.T) {
 		return s.InFlight == 0 && s.Cancelled == 3
 	})
 	// The control: a long prompt is not asked twice for.
+	fault(t, slow, `{"kind":"slow","delay":"2s"}`)
 	began := time.Now()
 	code, header, text := askHeader(t, "POST", slow.url+"/api/generate", fmt.Sprintf(`{"model":"m","prompt":"%05000d","stream":false,"options":{"num_predict":1}}`, 0))
 	if took := time.Since(began); code != 200 || header.Get("X-Ollamamax-Node") != "slow" || took < 2*time.Second {

@@ -227,8 +227,9 @@ func TestAFreshConnectionThatBreaksIsAnError(t *testing.T) {
 }
 
 func TestTheContextEndsAnExchangeAtAnyPoint(t *testing.T) {
-	hang := make(chan struct{})
+	hang, came := make(chan struct{}), make(chan struct{}, 1)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		came <- struct{}{}
 		if r.URL.Path == "/body" {
 			fmt.Fprintln(w, "begun")
 			_ = http.NewResponseController(w).Flush()
@@ -245,17 +246,18 @@ func TestTheContextEndsAnExchangeAtAnyPoint(t *testing.T) {
 	for _, path := range []string{"/header", "/body"} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		r := post(t, server.URL+path, "x").WithContext(ctx)
-		time.AfterFunc(20*time.Millisecond, func() { cancel(why) })
-		resp, err := c.RoundTrip(r)
 		if path == "/header" {
-			if !errors.Is(err, why) {
+			go func() { <-came; cancel(why) }()
+			if _, err := c.RoundTrip(r); !errors.Is(err, why) {
 				t.Errorf("%v", err)
 			}
 			continue
 		}
+		resp, err := c.RoundTrip(r)
 		if err != nil {
 			t.Fatal(err)
 		}
+		cancel(why)
 		if _, err := io.ReadAll(resp.Body); err == nil {
 			t.Error("the body ended well")
 		}
