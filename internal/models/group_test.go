@@ -347,6 +347,11 @@ func (n *member) has(name string, m manifest.Manifest) error {
 func (n *member) hasSoon(name string, m manifest.Manifest) {
 	n.g.t.Helper()
 	var err error
+	defer func() {
+		if err != nil {
+			n.g.t.Error(err)
+		}
+	}()
 	until(n.g.t, "the model, and nothing else, on "+string(n.id), func() bool { err = n.has(name, m); return err == nil })
 }
 

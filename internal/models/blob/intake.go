@@ -57,11 +57,10 @@ func (s *Spool) intake(ctx context.Context, d Digest, size int64, pieceSize int)
 	if size < 0 || size > int64(pieceSize)*maxPieces {
 		return nil, fmt.Errorf("take in %s: a blob of %d bytes: %w", d, size, fs.ErrInvalid)
 	}
-	t, err := s.slot(d)
+	t, err := s.lock(d)
 	if err != nil {
 		return nil, err
 	}
-	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.intake != nil {
 		return nil, fmt.Errorf("take in %s: %w", d, ErrBusy)
@@ -79,7 +78,7 @@ func (s *Spool) intake(ctx context.Context, d Digest, size int64, pieceSize int)
 	if err := i.open(ctx); err != nil {
 		return nil, fmt.Errorf("take in %s: %w", d, asFull(err))
 	}
-	if err := s.keep(d, t, func() { t.intake = i }); err != nil {
+	if err := s.keep(d, func() { t.intake = i }); err != nil {
 		return nil, errors.Join(err, i.close())
 	}
 	return i, nil

@@ -36,6 +36,7 @@ type slot struct {
 	mu      sync.Mutex
 	partial *Partial // nil until it is open
 	intake  *Intake  // nil when the blob is not being taken in
+	gone    bool     // removed: there is another one, or none
 }
 
 // close closes what is there. The caller holds the lock.
@@ -110,11 +111,10 @@ func (s *Spool) Came(ctx context.Context, d Digest) int64 {
 }
 
 func (s *Spool) get(ctx context.Context, d Digest, list func() (*List, error)) (*Partial, error) {
-	t, err := s.slot(d)
+	t, err := s.lock(d)
 	if err != nil {
 		return nil, err
 	}
-	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.intake != nil {
 		return nil, fmt.Errorf("open %s: %w", d, ErrBusy)
@@ -136,32 +136,39 @@ func (s *Spool) get(ctx context.Context, d Digest, list func() (*List, error)) (
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", d, asFull(err))
 	}
-	if err := s.keep(d, t, func() { t.partial = p }); err != nil {
+	if err := s.keep(d, func() { t.partial = p }); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
 }
 
-// slot returns the blob's, which is made if there is none.
-func (s *Spool) slot(d Digest) (*slot, error) {
+// lock returns the blob's slot, which is made if there is none, locked.
+func (s *Spool) lock(d Digest) (*slot, error) {
+	for {
+		s.mu.Lock()
+		if s.closed {
+			s.mu.Unlock()
+			return nil, fmt.Errorf("open %s: %w", d, fs.ErrClosed)
+		}
+		t := s.open[d]
+		if t == nil {
+			t = &slot{}
+			s.open[d] = t
+		}
+		s.mu.Unlock()
+		t.mu.Lock()
+		if !t.gone {
+			return t, nil
+		}
+		t.mu.Unlock()
+	}
+}
+
+// keep puts something that was opened into its slot, unless Close passed by meanwhile, and did not see it.
+func (s *Spool) keep(d Digest, put func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, fmt.Errorf("open %s: %w", d, fs.ErrClosed)
-	}
-	t := s.open[d]
-	if t == nil {
-		t = &slot{}
-		s.open[d] = t
-	}
-	return t, nil
-}
-
-// keep puts something that was opened into its slot, unless Close or Remove passed by meanwhile, and did not see it.
-func (s *Spool) keep(d Digest, t *slot, put func()) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed || s.open[d] != t {
 		return fmt.Errorf("open %s: %w", d, fs.ErrClosed)
 	}
 	put()
@@ -265,18 +272,18 @@ func (s *Spool) Remove(d Digest) error {
 	if _, err := ParseDigest(string(d)); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	t := s.open[d]
-	delete(s.open, d)
-	s.mu.Unlock()
-	var err error
-	if t != nil {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		err = t.close()
+	t, err := s.lock(d) // until all is gone: whoever opened it meanwhile would make files anew
+	if err != nil {
+		return err
 	}
+	defer t.mu.Unlock()
 	// The list last: as long as it is there, what is left is found again.
-	return errors.Join(err, removeFiles(s.path(d), ".state", ".data", ".sums", ".intake", ".list"))
+	err = errors.Join(t.close(), removeFiles(s.path(d), ".state", ".data", ".sums", ".intake", ".list"))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.gone = true
+	delete(s.open, d)
+	return err
 }
 
 func (s *Spool) path(d Digest) string { return filepath.Join(s.dir, d.Hex()) }

@@ -501,3 +501,31 @@ func TestWhatWasSyncedIsTrustedWithoutReading(t *testing.T) {
 		t.Errorf("%v %v", data, err)
 	}
 }
+
+func TestWhoAsksWhileItIsRemovedMakesNothingAnew(t *testing.T) {
+	t.Parallel()
+	blob := random(9, 3*small)
+	dir := t.TempDir()
+	s := openSpool(t, dir)
+	l := listOf(t, blob)
+	for range 200 {
+		openIn(t, s, l)
+		var asking sync.WaitGroup
+		for range 4 {
+			asking.Go(func() {
+				for {
+					if _, err := s.Get(t.Context(), l.digest); err != nil {
+						return
+					}
+				}
+			})
+		}
+		if err := s.Remove(l.digest); err != nil {
+			t.Fatal(err)
+		}
+		asking.Wait()
+		if left, _ := os.ReadDir(dir); len(left) != 0 {
+			t.Fatalf("%v is left", left)
+		}
+	}
+}
