@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,8 +72,12 @@ func New(deps Deps) *Control { return &Control{deps} }
 // Register adds the operators' routes to a mux.
 func (c *Control) Register(mux *http.ServeMux) {
 	metrics := promhttp.HandlerFor(c.deps.Gatherer, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
-	mux.Handle("GET /metrics", metrics)
-	mux.Handle("GET /api/v1/metrics", metrics)
+	measured := func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(patience)) // a connection that cannot have one has none
+		metrics.ServeHTTP(w, r)
+	}
+	mux.HandleFunc("GET /metrics", measured)
+	mux.HandleFunc("GET /api/v1/metrics", measured)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { text(w, http.StatusOK, "ok\n") })
 	mux.HandleFunc("GET /readyz", c.ready)
 	mux.HandleFunc("GET /api/v1/health", c.health)
@@ -143,11 +148,22 @@ func reply(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // a client that is gone has no use for it
+	write(w, append(body, '\n'))
 }
 
 func text(w http.ResponseWriter, status int, s string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(s)) // a client that is gone has no use for it
+	write(w, []byte(s))
+}
+
+// write sends a body, of which the client has its time to take each piece. One that is gone has no use for it.
+func write(w http.ResponseWriter, body []byte) {
+	control := http.NewResponseController(w)
+	for piece := range slices.Chunk(body, 32<<10) {
+		_ = control.SetWriteDeadline(time.Now().Add(patience)) // a connection that cannot have one has none
+		if _, err := w.Write(piece); err != nil {
+			return
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -269,5 +270,18 @@ func TestDeleteIsAnsweredWithoutABody(t *testing.T) {
 	h := newRoom(t)
 	if w := h.ask(t, "DELETE", "/api/v1/models/m", "", nil); w.Code != 204 || w.Body.Len() > 0 || h.model != "m" {
 		t.Errorf("%d %s of %q", w.Code, w.Body, h.model)
+	}
+}
+
+func TestAClientHasItsTimeToTakeAnAnswer(t *testing.T) {
+	for _, path := range []string{"/healthz", "/metrics", "/api/v1/nodes"} {
+		synctest.Test(t, func(t *testing.T) {
+			h := newRoom(t)
+			w := &bounded{ResponseRecorder: httptest.NewRecorder()}
+			h.mux.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code != 200 || !w.write.Equal(time.Now().Add(patience)) {
+				t.Errorf("%s: %d, until %v", path, w.Code, w.write)
+			}
+		})
 	}
 }

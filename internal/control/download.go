@@ -10,7 +10,7 @@ import (
 	"github.com/ollamamax/ollamamax/internal/api"
 )
 
-// patience is how long a client may take to accept a record of a stream.
+// patience is how long a client may take to accept a record of a stream, or a piece of another answer.
 const patience = time.Minute
 
 // download has the cluster want a model, and tells of its way if the client asks for that.

@@ -448,6 +448,16 @@ func (x *exchange) answer(status int, contentType string, body []byte) {
 	}
 	x.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	x.start(status)
-	n, _ := x.w.Write(body) // a client that is gone has no use for it
-	x.bytes += int64(n)
+	x.write(body)
+}
+
+// write sends a whole body, of which the client has its time to take each piece. One that is gone has no use
+// for it.
+func (x *exchange) write(body []byte) {
+	to := client{x: x, control: http.NewResponseController(x.w), timeout: x.patience}
+	for piece := range slices.Chunk(body, largeBuffer) {
+		if to.write(piece, false) != nil {
+			return
+		}
+	}
 }

@@ -84,8 +84,7 @@ func (g *Gateway) everywhere(x *exchange, req *request, concerns func(*cluster.N
 	copyHeader(x.w.Header(), first.resp.Header)
 	x.w.Header().Set("X-Ollamamax-Node", strings.Join(done, ","))
 	x.start(first.resp.StatusCode)
-	n, _ := x.w.Write((*first.buf)[:first.n]) // a client that is gone has no use for it
-	x.bytes += int64(n)
+	x.write((*first.buf)[:first.n])
 }
 
 // one has one of several nodes serve the request.

@@ -20,7 +20,8 @@ func (g *Gateway) explain(x *exchange) {
 		}
 		x.r.URL.Path = path
 		// As if it had been asked for; x is listed, and stays what it is.
-		asked := &exchange{w: x.w, r: x.r, ctx: x.ctx, cancel: x.cancel, route: rt, id: x.id, began: x.began, priority: x.priority}
+		asked := &exchange{w: x.w, r: x.r, ctx: x.ctx, cancel: x.cancel, route: rt, id: x.id, began: x.began, priority: x.priority, patience: x.patience}
+		defer g.bodies.letGo(asked)
 		req := g.read(asked)
 		if req == nil {
 			x.status, x.first, x.bytes = asked.status, asked.first, asked.bytes

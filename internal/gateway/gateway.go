@@ -174,6 +174,7 @@ type exchange struct {
 	cut      bool // the answer broke off after its first byte
 	local    bool // another node's gateway asks
 	progress progress
+	patience time.Duration  // for the client to take each piece of an answer
 	running  sync.WaitGroup // attempts that nobody waits for any more
 
 	shard      *shard // of requests, and its neighbours there
@@ -192,7 +193,7 @@ func (g *Gateway) handler(rt *route) http.Handler {
 		if rt.as != "" {
 			r.URL.Path, r.URL.RawPath = rt.as, ""
 		}
-		x := &exchange{w: w, r: r, route: rt, id: requestID(r), began: time.Now(), counts: counts}
+		x := &exchange{w: w, r: r, route: rt, id: requestID(r), began: time.Now(), counts: counts, patience: g.cfg.Timeouts.Write}
 		w.Header()["X-Request-Id"] = []string{x.id}
 		at, err := deadline(r, x.began)
 		if err == nil {

@@ -16,7 +16,7 @@ func (g *Gateway) RegisterLocal(mux *http.ServeMux) {
 			continue // ours, or another name: the asking gateway has written the route's own
 		}
 		mux.HandleFunc(rt.path, func(w http.ResponseWriter, r *http.Request) {
-			x := &exchange{w: w, r: r, route: rt, id: requestID(r), began: time.Now(), ctx: r.Context(), local: true}
+			x := &exchange{w: w, r: r, route: rt, id: requestID(r), began: time.Now(), ctx: r.Context(), local: true, patience: g.cfg.Timeouts.Write}
 			defer g.bodies.letGo(x)
 			g.local(x)
 		})
