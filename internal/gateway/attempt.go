@@ -348,7 +348,7 @@ func (g *Gateway) copy(x *exchange, req *request, a *answer) {
 // end of the answer, so that it finds what it changed: a model made or deleted, loaded or unloaded.
 func (g *Gateway) refresh(ctx context.Context, req *request, node *cluster.Node) {
 	_, loaded := node.LoadedModel(req.Key())
-	if req.route.changes || req.unload || req.route.infers && !loaded {
+	if req.route.changes || req.unload || req.route.infers && !loaded && !cluster.CloudModel(req.Key()) { // which is never loaded here
 		g.deps.Refresh(ctx, node)
 		g.made(ctx, req, node)
 	}

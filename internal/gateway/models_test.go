@@ -227,3 +227,22 @@ func TestADeletionIsTheClustersAffair(t *testing.T) {
 		}
 	}
 }
+
+func TestAnEngineIsLookedAtAnewOnlyForWhatItMayHaveLoaded(t *testing.T) {
+	for body, want := range map[string]int{
+		`{"model":"m","prompt":"x","stream":false}`:              0, // it is loaded already
+		`{"model":"n","prompt":"x","stream":false}`:              1,
+		`{"model":"big:cloud","prompt":"x","stream":false}`:      0,
+		`{"model":"big:120b-cloud","prompt":"x","stream":false}`: 0,
+	} {
+		nodes := testNodes("a")
+		g := newGateway(t, inOrder(nodes), nodes, func(string, *http.Request) (*http.Response, error) { return respond(200, "{}"), nil })
+		looked := 0
+		g.deps.Refresh = func(context.Context, *cluster.Node) { looked++ }
+		mux := http.NewServeMux()
+		g.Register(mux)
+		if w := do(mux, "POST", "/api/generate", body); w.Code != 200 || looked != want {
+			t.Errorf("%s: %d, looked %d times, want %d", body, w.Code, looked, want)
+		}
+	}
+}
