@@ -14,12 +14,15 @@ const shards = 8
 type idle struct {
 	max     int // of a shard
 	timeout time.Duration
-	parts   [shards]struct {
-		mu    sync.Mutex
-		hosts map[string][]*connection
-		count int
-		_     [32]byte // a cache line of its own
-	}
+	parts   [shards]part
+}
+
+// part is one of those parts.
+type part struct {
+	mu    sync.Mutex
+	hosts map[string][]*connection
+	count int
+	_     [32]byte // a cache line of its own
 }
 
 // take returns a connection to a host that was given back after a moment; nil if there is none.
@@ -61,23 +64,35 @@ func (i *idle) put(c *connection) bool {
 	p := &i.parts[rand.IntN(shards)]
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	c.since = time.Now()
+	before := c.since.Add(-i.timeout)
 	if p.count >= max(i.max, 1) {
-		return false
+		for host, list := range p.hosts { // one of which may be gone
+			if p.hosts[host] = p.fresh(list, before); len(p.hosts[host]) == 0 {
+				delete(p.hosts, host)
+			}
+		}
+		if p.count >= max(i.max, 1) {
+			return false
+		}
 	}
 	if p.hosts == nil {
 		p.hosts = map[string][]*connection{}
 	}
-	c.since = time.Now()
-	list := p.hosts[c.host]
-	for len(list) > 0 && c.since.Sub(list[0].since) > i.timeout { // else a burst's connections would stay for ever
+	p.hosts[c.host] = append(p.fresh(p.hosts[c.host], before), c) // else a burst's connections would stay for ever
+	p.count++
+	return true
+}
+
+// fresh closes what was given back before a moment, and returns the rest of a list.
+func (p *part) fresh(list []*connection, before time.Time) []*connection {
+	for len(list) > 0 && list[0].since.Before(before) {
 		_ = list[0].Conn.Close() // nobody uses it
 		list[0] = nil
 		list = list[1:]
 		p.count--
 	}
-	p.hosts[c.host] = append(list, c)
-	p.count++
-	return true
+	return list
 }
 
 func (i *idle) closeAll() {
