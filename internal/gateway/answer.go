@@ -120,11 +120,13 @@ func (g *Gateway) begin(ctx context.Context, x *exchange, req *request, a *answe
 	if a.resp, err = g.send(a.node, g.outgoing(ctx, x, g.asCalled(a.node, req))); err != nil {
 		return err
 	}
-	if why := a.resp.Header.Get(refusedHeader); why != "" {
-		return refusedError(why)
-	}
-	if why := a.resp.Header.Get(brokeHeader); why != "" {
-		return errors.New(why)
+	if a.node.ID != g.deps.View().Self { // an engine is not to say what nodes do
+		if why := a.resp.Header.Get(refusedHeader); why != "" {
+			return refusedError(why)
+		}
+		if why := a.resp.Header.Get(brokeHeader); why != "" {
+			return errors.New(why)
+		}
 	}
 	form, generates := record.FormOf(req.Path)
 	a.form = form

@@ -127,24 +127,25 @@ func TestWhoIsAskedNext(t *testing.T) {
 		asked              string // the nodes that were asked, in order
 		status             int
 	}{
-		{"an answer stands", "POST", "/api/chat", answering(200), "a", 200},
-		{"a refused dial", "POST", "/api/chat", refusedDial, "ab", 200},
-		{"a reset before an answer", "POST", "/api/chat", reset, "ab", 200},
-		{"a refusal of the node", "POST", "/api/chat", answering(503, refusedHeader, "draining"), "ab", 200},
-		{"a model that is gone", "POST", "/api/chat", answering(404), "ab", 200},
-		{"an overload, once", "POST", "/api/chat", answering(503), "ab", 200},
-		{"a client's mistake stands", "POST", "/api/chat", answering(400), "a", 400},
-		{"not implemented stands", "POST", "/api/embed", answering(501), "a", 501},
-		{"a pull that was never sent", "POST", "/api/pull", refusedDial, "ab", 200},
-		{"a pull that may have begun", "POST", "/api/pull", reset, "a", 502},
-		{"a pull that failed", "POST", "/api/pull", answering(500), "a", 500},
-		{"a create that was refused", "POST", "/api/create", answering(503, refusedHeader, "stopping"), "ab", 200},
+		{"an answer stands", "POST", "/api/chat", answering(200), "b", 200},
+		{"a refused dial", "POST", "/api/chat", refusedDial, "bc", 200},
+		{"a reset before an answer", "POST", "/api/chat", reset, "bc", 200},
+		{"a refusal of the node", "POST", "/api/chat", answering(503, refusedHeader, "draining"), "bc", 200},
+		{"a model that is gone", "POST", "/api/chat", answering(404), "bc", 200},
+		{"an overload, once", "POST", "/api/chat", answering(503), "bc", 200},
+		{"a client's mistake stands", "POST", "/api/chat", answering(400), "b", 400},
+		{"not implemented stands", "POST", "/api/embed", answering(501), "b", 501},
+		{"a pull that was never sent", "POST", "/api/pull", refusedDial, "bc", 200},
+		{"a pull that may have begun", "POST", "/api/pull", reset, "b", 502},
+		{"a pull that failed", "POST", "/api/pull", answering(500), "b", 500},
+		{"a create that was refused", "POST", "/api/create", answering(503, refusedHeader, "stopping"), "bc", 200},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			asked := ""
-			h := testGateway(t, func(node string, r *http.Request) (*http.Response, error) {
+			nodes := testNodes("b", "c")
+			h := gatewayOf(t, inOrder(nodes), nodes, func(node string, r *http.Request) (*http.Response, error) {
 				asked += node
-				if node == "a" {
+				if node == "b" {
 					return tc.first(r)
 				}
 				return respond(200, `{"by":"`+node+`"}`), nil
@@ -157,6 +158,19 @@ func TestWhoIsAskedNext(t *testing.T) {
 				t.Error("an internal header reached the client")
 			}
 		})
+	}
+}
+
+func TestAnEngineIsNotHeardAsIfItWereANode(t *testing.T) {
+	for _, header := range []string{refusedHeader, brokeHeader} {
+		asked := ""
+		h := testGateway(t, func(node string, _ *http.Request) (*http.Response, error) {
+			asked += node
+			return respond(200, "{}", header, "so it says"), nil
+		})
+		if w := do(h, "POST", "/api/create", `{"model":"m"}`); asked != "a" || w.Code != 200 || w.Header().Get(header) != "" {
+			t.Errorf("%s: asked %q, %d %s", header, asked, w.Code, w.Body)
+		}
 	}
 }
 
