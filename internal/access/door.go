@@ -33,7 +33,8 @@ const allowedHeaders = "Authorization,Content-Type,User-Agent,Accept,X-Requested
 	"X-Stainless-Arch,X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method," +
 	"X-Stainless-Lang,X-Stainless-Os,X-Stainless-Package-Version,X-Stainless-Poll-Helper," +
 	"X-Stainless-Retry-Count,X-Stainless-Runtime,X-Stainless-Runtime-Version,X-Stainless-Timeout," +
-	"X-Request-Id,X-Priority,X-Deadline,Anthropic-Version,X-Api-Key"
+	"X-Request-Id,X-Priority,X-Deadline,X-Require-Label,X-Api-Key," +
+	"Anthropic-Version,Anthropic-Beta,Anthropic-Dangerous-Direct-Browser-Access"
 
 const exposedHeaders = "X-Ollamamax-Node,X-Request-Id,Retry-After"
 

@@ -3,6 +3,8 @@ package access
 import (
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"testing"
 )
 
@@ -57,5 +59,20 @@ func TestDoor(t *testing.T) {
 				t.Errorf("%d %q, reached %v", w.Code, w.Header().Get("Access-Control-Allow-Origin"), reached)
 			}
 		})
+	}
+}
+
+func TestAPageMaySendWhatTheAPIUnderstands(t *testing.T) {
+	r := httptest.NewRequest("OPTIONS", "/v1/messages", nil)
+	r.Host = "localhost"
+	r.Header.Set("Origin", "http://localhost:3000")
+	w := httptest.NewRecorder()
+	Door(Config{}, true, http.NotFoundHandler()).ServeHTTP(w, r)
+	allowed := strings.Split(w.Header().Get("Access-Control-Allow-Headers"), ",")
+	for _, header := range []string{"Authorization", "X-Api-Key", "X-Request-Id", "X-Priority", "X-Deadline", "X-Require-Label",
+		"Anthropic-Version", "Anthropic-Beta", "Anthropic-Dangerous-Direct-Browser-Access"} { // the last is said by Anthropic's client in every page
+		if !slices.Contains(allowed, header) {
+			t.Errorf("%s is not allowed", header)
+		}
 	}
 }
