@@ -300,23 +300,24 @@ func roomy(candidates []candidate, i int) *candidate {
 
 // draw returns the index of a candidate, at random by weight.
 func (s *Scheduler) draw(candidates []candidate) int {
-	weight := func(c *candidate) float64 {
-		if w, ok := s.cfg.Weights[c.node.Name]; ok {
-			return w
-		}
-		return 1
-	}
 	sum := 0.0
 	for i := range candidates {
-		sum += weight(&candidates[i])
+		sum += s.weight(candidates[i].node)
 	}
 	at := rand.Float64() * sum
 	for i := range candidates {
-		if at -= weight(&candidates[i]); at < 0 {
+		if at -= s.weight(candidates[i].node); at < 0 {
 			return i
 		}
 	}
 	return len(candidates) - 1
+}
+
+func (s *Scheduler) weight(n *cluster.Node) float64 {
+	if w, ok := s.cfg.Weights[n.Name]; ok {
+		return w
+	}
+	return 1
 }
 
 // Heard tells that a node has just said how many requests its engine serves. What it counts beyond

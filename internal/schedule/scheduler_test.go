@@ -609,3 +609,19 @@ func TestAnAnswerGoesOnWhereItsContextIsOrWouldBe(t *testing.T) {
 		}
 	}
 }
+
+func TestANodeOfNoWeightGetsNothingWhenTheOthersAreFull(t *testing.T) {
+	node := func(id cluster.NodeID) *cluster.Node { return slots(loaded(ready(id, "m"), "m", 0), 1) }
+	s := scheduler(t, Config{Policy: Weighted, Weights: map[string]float64{"b": 0}}, node("a"), node("b"), node("c"))
+	for range 2 {
+		if lease := s.Try(prompt(1), nil); lease == nil || lease.Node.ID == "b" {
+			t.Fatalf("lent %+v", lease)
+		}
+	}
+	if lease := s.Try(prompt(1), nil); lease != nil {
+		t.Errorf("a node of weight 0 got a request when the others were full: %s", lease.Node.ID)
+	}
+	if lease := s.Try(prompt(1), []cluster.NodeID{"a", "c"}); lease != nil {
+		t.Errorf("a node of weight 0 got a request after the others: %s", lease.Node.ID)
+	}
+}

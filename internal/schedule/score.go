@@ -91,6 +91,7 @@ const (
 	damaged     = "its files of the model are damaged, and another node's are good"
 	otherLabels = "lacks a required label"
 	lessContext = "has less context for the model"
+	noWeight    = "its weight is 0"
 )
 
 func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []cluster.NodeID, digest string) string {
@@ -108,6 +109,8 @@ func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []c
 		return otherLabels
 	case r.MinContext > 0 && s.hasLess(replica, r):
 		return lessContext
+	case r.Infers && s.cfg.Policy == Weighted && s.weight(n) == 0:
+		return noWeight
 	case !n.Serves(): // last: it would be a candidate if it did
 		return notServing
 	}
