@@ -27,7 +27,8 @@ type Request struct {
 	Prefix []Prefix
 
 	Labels     map[string]string // a node must have them all
-	Digest     string            // only replicas of this Kin; "": those of the digest that stands for the name
+	Pinned     bool              // only replicas of the Kin Digest, else those of the digest that stands for the name
+	Digest     string            // "" is that of models that have none
 	MinContext int               // only nodes that have the model loaded with so much context, or would; 0: any
 	Caller     string            // who asks, for fairness; never logged
 	Priority   Priority

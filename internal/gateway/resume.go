@@ -297,7 +297,7 @@ func (s *stream) resume(attempt int, t turns, digest string, window int) (*rest,
 // remainder is the request for the rest of the answer, as far as a choice of nodes goes.
 func (s *stream) remainder(digest string, window int) cluster.Request {
 	r := s.req.Request
-	r.Urgent, r.Digest, r.MinContext = true, digest, window
+	r.Urgent, r.Pinned, r.Digest, r.MinContext = true, true, digest, window
 	r.PromptBytes += len(s.text)
 	return r
 }

@@ -529,7 +529,7 @@ func TestWeightsTakeRequestsThatBeginAndNoOthersAnswers(t *testing.T) {
 		{"begins", "", "a", "b"}, {"begins", "", "b", "a"}, {"goes on with the Ollama's", a.Models[0].Kin(), "b", "a"}, {"goes on with the weights'", b.Models[0].Kin(), "a", "b"},
 		{"goes on with the Ollama's", a.Models[0].Kin(), "a", ""}, {"goes on with the weights'", b.Models[0].Kin(), "b", ""},
 	} {
-		r := &cluster.Request{Model: "m", Path: "/v1/completions", Infers: true, Digest: tc.digest}
+		r := &cluster.Request{Model: "m", Path: "/v1/completions", Infers: true, Pinned: tc.digest != "", Digest: tc.digest}
 		lease, got := s.Try(r, []cluster.NodeID{tc.tried}), cluster.NodeID("")
 		if lease != nil {
 			got = lease.Node.ID
@@ -623,5 +623,16 @@ func TestANodeOfNoWeightGetsNothingWhenTheOthersAreFull(t *testing.T) {
 	}
 	if lease := s.Try(prompt(1), []cluster.NodeID{"a", "c"}); lease != nil {
 		t.Errorf("a node of weight 0 got a request after the others: %s", lease.Node.ID)
+	}
+}
+
+func TestAnAnswerOfAModelWithoutADigestGoesOnWithItsLike(t *testing.T) {
+	s := scheduler(t, Default(), v1(ready("a", "m")), digest(ready("self", "m"), "1")) // "1" stands for the name
+	r := &cluster.Request{Model: "m", Path: "/v1/chat/completions", Infers: true, Urgent: true, Pinned: true}
+	if lease := s.Try(r, nil); lease == nil || lease.Node.ID != "a" {
+		t.Errorf("goes on at %+v", lease)
+	}
+	if lease := s.Try(r, []cluster.NodeID{"a"}); lease != nil {
+		t.Errorf("goes on with another model of the same name, of %s", lease.Node.ID)
 	}
 }

@@ -58,7 +58,7 @@ func (s *Scheduler) candidates(v *cluster.View, r *cluster.Request, tried []clus
 		return to, false
 	}
 	digest := r.Digest
-	if digest == "" {
+	if !r.Pinned {
 		digest = v.ChosenDigest(r.Key(), r.Path)
 	}
 	highest, typical := -1, s.typical(replicas, r)
@@ -101,7 +101,7 @@ func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []c
 		return noRoute
 	case slices.Contains(tried, n.ID):
 		return wasTried
-	case r.Digest != "" && replica.Model.Kin() != r.Digest, r.Digest == "" && replica.Model.Of() != digest:
+	case r.Pinned && replica.Model.Kin() != r.Digest, !r.Pinned && replica.Model.Of() != digest:
 		return otherDigest
 	case replica.Spared:
 		return damaged
