@@ -248,6 +248,14 @@ func (a *answer) read() error {
 	return nil
 }
 
+// terminate gives the last record the end that it lacks.
+func (a *answer) terminate() {
+	if len(*a.buf)-a.n < 2 {
+		grow(a.buf, a.n)
+	}
+	a.n += copy((*a.buf)[a.n:], a.form.Terminator((*a.buf)[a.at:a.n]))
+}
+
 // maxRecord bounds one record of a stream: the last one of an answer may hold all of it.
 const maxRecord = 4 << 20
 

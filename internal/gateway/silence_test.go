@@ -255,3 +255,25 @@ func TestABrokenStreamAsksNobodyTooOften(t *testing.T) {
 		})
 	}
 }
+
+func TestARecordWithoutItsEndIsNotGluedToTheNext(t *testing.T) {
+	for name, tc := range map[string]struct{ path, kind, body, rec, end string }{
+		"a line":             {"/api/generate", lines, `{"model":"m","prompt":"x","format":"json"}`, `{"model":"m","created_at":"T","response":"a","done":false}`, "\n"},
+		"an event":           {"/v1/chat/completions", events, chatStream, strings.TrimRight(chatChunk, "\n"), "\n\n"},
+		"an event in a line": {"/v1/chat/completions", events, chatStream, strings.TrimSuffix(chatChunk, "\n"), "\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			begun := false
+			text, _, _ := askOf(t, "ab", cluster.LlamaServer, soon, tc.path, tc.body, func(_ string, r *http.Request) (*http.Response, error) {
+				if begun {
+					return refusedDial(r)
+				}
+				begun = true
+				return telling(r, tc.kind, []timed{{0, tc.rec + tc.end}, {0, tc.rec}}), nil
+			})
+			if got := listen(t, tc.path, text); got.text != "aa" || got.failures != 1 {
+				t.Errorf("%+v\n%s", got, text)
+			}
+		})
+	}
+}

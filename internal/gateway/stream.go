@@ -140,8 +140,9 @@ func (s *stream) next(a *answer) ([]byte, *breakError) {
 		if n := a.form.Split(rest); n > 0 {
 			return rest[:n], nil
 		}
-		if a.err == io.EOF && len(rest) > 0 {
-			return rest, nil // a last record without its end: what it says is seen
+		if a.err == io.EOF && len(rest) > 0 { // a last record without its end, which more may follow
+			a.terminate()
+			return (*a.buf)[a.at:a.n], nil
 		}
 		if s.write(a) != nil {
 			s.left(a)

@@ -77,6 +77,14 @@ func (f Form) Split(data []byte) int {
 	}
 }
 
+// Terminator is what a last record lacks of which Split knows no end.
+func (f Form) Terminator(rec []byte) string {
+	if f.lines() || bytes.HasSuffix(rec, []byte("\n")) {
+		return "\n"
+	}
+	return "\n\n"
+}
+
 // Event is what one record says. Its byte slices are parts of the record: copy what must outlive it.
 type Event struct {
 	Text     []byte // the inside of a JSON string, still escaped
