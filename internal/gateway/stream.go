@@ -255,6 +255,7 @@ func (s *stream) dropHalf() {
 	if s.half.bytes == 0 {
 		return
 	}
+	s.tracker.Forget(s.half.text, s.half.thinking)
 	s.text = s.text[:len(s.text)-s.half.text]
 	s.thinking = s.thinking[:len(s.thinking)-s.half.thinking]
 	s.pieces--

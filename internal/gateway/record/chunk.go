@@ -15,6 +15,7 @@ type chunkState struct {
 	print      []byte // system_fingerprint
 	thinking   []byte // the key of thinking: reasoning, or reasoning_content
 	role       bool   // the client was told who speaks
+	told       bool   // … before the last record that was Half
 	counts     bool   // … and how many tokens there were
 }
 

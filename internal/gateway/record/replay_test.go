@@ -211,3 +211,35 @@ func TestRestsAreWrittenAsOllamaWrites(t *testing.T) {
 		})
 	}
 }
+
+func TestARecordThatIsForgottenIsSaidByWhoGoesOn(t *testing.T) {
+	t.Parallel()
+	const half = `\ud83d`
+	t.Run("who speaks", func(t *testing.T) {
+		t.Parallel()
+		tracker := NewTracker(ChatCompletions, false)
+		e := tracker.Follow([]byte(`data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":"` + half + `"},"finish_reason":null}]}` + "\n\n"))
+		tracker.Follow([]byte(`data: {"error":{"message":"no"}}` + "\n\n"))
+		tracker.Forget(len(e.Text), len(e.Thinking))
+		if got := string(tracker.AppendText(nil, Event{Text: []byte("a")})); !e.Half || !strings.Contains(got, `"role":"assistant"`) {
+			t.Errorf("%+v, then %s", e, got)
+		}
+	})
+	t.Run("the number", func(t *testing.T) {
+		t.Parallel()
+		tracker := NewTracker(Responses, false)
+		event := func(data string) Event { return tracker.Follow([]byte("data: {" + data + "}\n\n")) }
+		event(`"type":"response.created","sequence_number":0,"response":{"id":"resp_1"}`)
+		event(`"type":"response.output_item.added","sequence_number":1,"output_index":0,"item":{"type":"message","id":"msg_1"}`)
+		event(`"type":"response.content_part.added","sequence_number":2,"output_index":0,"item_id":"msg_1"`)
+		e := event(`"type":"response.output_text.delta","sequence_number":3,"output_index":0,"item_id":"msg_1","delta":"` + half + `"`)
+		event(`"type":"response.failed","sequence_number":4,"response":{"error":{"message":"no"}}`)
+		tracker.Forget(len(e.Text), len(e.Thinking))
+		if got := string(tracker.AppendText(nil, Event{Text: []byte("a")})); !e.Half || !strings.Contains(got, `"sequence_number":3`) {
+			t.Errorf("%+v, then %s", e, got)
+		}
+		if got := string(tracker.AppendEnd(nil, End{Text: []byte("a")})); strings.Count(got, `"text":"a"`) < 2 {
+			t.Errorf("the text is not repeated in %s", got)
+		}
+	})
+}

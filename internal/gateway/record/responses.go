@@ -105,7 +105,7 @@ func (t *Tracker) followResponses(data []byte, ev *Event) {
 	}
 	r := &t.response
 	if e.numbered {
-		r.sequence, r.numbered = e.sequence+1, true
+		r.numbered = true
 	}
 	r.indexed = r.indexed || e.indexed || e.numbered // who counts events counts items, too
 	switch string(e.kind) {
@@ -154,6 +154,9 @@ func (t *Tracker) followResponses(data []byte, ev *Event) {
 			ev.Failed, ev.Message = true, errorMessage(e.fault)
 		}
 		ev.Other = bytes.HasPrefix(e.kind, []byte("response."))
+	}
+	if e.numbered && !ev.Failed { // else the client does not see it
+		r.sequence = e.sequence + 1
 	}
 	if which := e.of(); which != 0 {
 		t.itemEvent(&e, which, ev)

@@ -29,15 +29,34 @@ func NewTracker(f Form, usage bool) *Tracker { return &Tracker{form: f, usage: u
 // cuts off, or what is left of a stream that has ended.
 func (t *Tracker) Follow(rec []byte) Event {
 	var ev Event
+	told := t.chunk.role
 	if t.form.lines() {
 		t.followLine(rec, &ev)
 	} else {
 		t.followSSE(rec, &ev)
 	}
-	ev.Half = half(ev.Text) || half(ev.Thinking)
+	if ev.Half = half(ev.Text) || half(ev.Thinking); ev.Half {
+		t.chunk.told = told
+	}
 	t.done = t.done || ev.Done
 	t.called = t.called || ev.Tool
 	return ev
+}
+
+// Forget takes back what the last Half record has said, since it was held and never delivered: text or
+// thinking, of this length.
+func (t *Tracker) Forget(text, thinking int) {
+	t.chunk.role = t.chunk.told
+	r := &t.response
+	if r.numbered {
+		r.sequence--
+	}
+	if it := openItem(r.items, messageItem); it != nil {
+		it.text -= text
+	}
+	if it := openItem(r.items, reasoningItem); it != nil {
+		it.text -= thinking
+	}
 }
 
 func (t *Tracker) followSSE(rec []byte, ev *Event) {
