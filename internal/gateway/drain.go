@@ -223,7 +223,7 @@ func (s *stream) catchUp(r *rest, p patience) error {
 		r.at += n
 		if verdict == record.Delivered {
 			s.emit(func(own []byte) []byte { return append(own, b...) })
-			s.keep(e)
+			s.keep(e, 0)
 			r.ended = e.Done
 			return nil
 		}

@@ -45,7 +45,7 @@ func (s *stream) goOn(r *rest) *breakError {
 		}
 		if len(e.Text) > 0 || len(e.Thinking) > 0 {
 			s.emit(func(b []byte) []byte { return s.tracker.AppendText(b, e) })
-			s.keep(e)
+			s.keep(e, r.pieces)
 		}
 		r.at += len(rec)
 		if e.Done {
@@ -108,7 +108,7 @@ func (s *stream) replay(r *rest) *breakError {
 		s.hear(r.answer, e)
 		s.count(&r.outcome, e)
 		if verdict == record.Delivered {
-			s.keep(e)
+			s.keep(e, 0)
 		}
 		r.at += len(rec)
 		if e.Done {

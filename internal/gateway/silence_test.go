@@ -277,3 +277,26 @@ func TestARecordWithoutItsEndIsNotGluedToTheNext(t *testing.T) {
 		})
 	}
 }
+
+func TestALimitHoldsForTokensNotForRecords(t *testing.T) {
+	for name, tc := range map[string]struct{ text, more string }{
+		"with log probabilities": {`"logprobs":{"content":[{"token":"a"},{"token":"b"}]},`, ""},
+		"with counts":            {"", `,"usage":{"prompt_tokens":1,"completion_tokens":2}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rec := `data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,` + tc.text + `"delta":{"content":"ab"},"finish_reason":null}]` + tc.more + "}\n\n"
+			var rest []byte
+			askOf(t, "ab", cluster.LlamaServer, soon, "/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true,"temperature":0,"max_tokens":5}`,
+				func(node string, r *http.Request) (*http.Response, error) {
+					if node == "a" {
+						return telling(r, events, []timed{{0, rec}}), nil
+					}
+					rest, _ = io.ReadAll(r.Body)
+					return telling(r, events, []timed{{0, chatStop}}), nil
+				})
+			if !strings.Contains(string(rest), `"max_tokens":3`) {
+				t.Errorf("two of five tokens were said, and the rest is asked for by %s", rest)
+			}
+		})
+	}
+}

@@ -26,7 +26,7 @@ type stream struct {
 	own     []byte          // records that we wrote, before they go out
 
 	text, thinking []byte // what the client has, as it stands inside JSON strings
-	pieces         int    // records with text or thinking
+	pieces         int    // tokens of that, as far as its records show them
 	called         bool   // a whole tool call went out
 	same           int    // how many pieces in a row were equal
 	last           []byte // the piece before
@@ -42,7 +42,7 @@ type stream struct {
 }
 
 // halfRecord is a record that was followed and not yet delivered, and what it would have brought.
-type halfRecord struct{ bytes, text, thinking int }
+type halfRecord struct{ bytes, text, thinking, pieces int }
 
 // fold collects the records of an answer that the client wants whole.
 type fold struct {
@@ -106,10 +106,11 @@ func (s *stream) pass(a *answer) *breakError {
 		}
 		s.hear(a, e)
 		s.count(&a.outcome, e)
-		s.keep(e)
+		before := s.pieces
+		s.keep(e, 0)
 		s.half = halfRecord{}
 		if e.Half && !e.Done && s.fold == nil && !s.long {
-			s.half = halfRecord{len(rec), len(e.Text), len(e.Thinking)}
+			s.half = halfRecord{len(rec), len(e.Text), len(e.Thinking), s.pieces - before}
 		}
 		if s.fold != nil {
 			s.fold.Add(rec, e)
@@ -195,14 +196,17 @@ func (s *stream) repeated() bool { return s.same >= mostEqual }
 
 const mostEqual = 30
 
-// keep remembers what a record brought to the client.
-func (s *stream) keep(e record.Event) {
+// keep remembers what a record brought to the client, which had so many pieces when its node began.
+func (s *stream) keep(e record.Event, before int) {
 	s.called = s.called || e.ToolDone
 	s.fixed = s.fixed || e.Tool // how far a call has come is in no text
+	s.pieces += e.Tokens()
 	if len(e.Text) == 0 && len(e.Thinking) == 0 {
 		return
 	}
-	s.pieces++
+	if e.Output > 0 { // it counts them itself
+		s.pieces = max(s.pieces, before+e.Output)
+	}
 	s.x.progress.pieces.Store(int64(s.pieces))
 	piece := e.Text
 	if len(piece) == 0 {
@@ -258,7 +262,7 @@ func (s *stream) dropHalf() {
 	s.tracker.Forget(s.half.text, s.half.thinking)
 	s.text = s.text[:len(s.text)-s.half.text]
 	s.thinking = s.thinking[:len(s.thinking)-s.half.thinking]
-	s.pieces--
+	s.pieces -= s.half.pieces
 	s.half = halfRecord{}
 }
 

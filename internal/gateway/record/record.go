@@ -114,6 +114,29 @@ func (e *Event) Says() bool {
 	return len(e.Text)+len(e.Thinking) > 0 || e.Tool || e.Done || e.Reason != "" || e.Logprobs != nil || e.Other || e.Failed
 }
 
+// Tokens returns how many tokens a record of an answer has, as far as it shows: those whose log
+// probabilities it tells, else one if it says text or thinking. Of a chunk that counts those of the whole
+// answer up to it, that is Output.
+func (e *Event) Tokens() (n int) {
+	list := e.Logprobs
+	if len(list) > 0 && list[0] == '{' {
+		if list = member(e.Logprobs, "content"); list == nil {
+			list = member(e.Logprobs, "tokens")
+		}
+	}
+	if len(list) > 0 && list[0] == '[' {
+		for each := (elements{data: list}); ; n++ {
+			if _, more := each.next(); !more {
+				break
+			}
+		}
+	}
+	if n == 0 && len(e.Text)+len(e.Thinking) > 0 {
+		return 1
+	}
+	return n
+}
+
 // Usage is what a generation took, as far as the engine says: zero is not told.
 type Usage struct {
 	Prompt, Output             int           // tokens

@@ -59,3 +59,23 @@ func TestSeveralAnswersEndTogether(t *testing.T) {
 		t.Error("both have ended")
 	}
 }
+
+func TestARecordsTokensAreCounted(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		form Form
+		rec  string
+		want int
+	}{
+		"text":                  {Chat, `{"model":"m","message":{"role":"assistant","content":"a b"},"done":false}`, 1},
+		"nothing":               {Chat, `{"model":"m","message":{"role":"assistant","content":""},"done":false}`, 0},
+		"Ollama's":              {Generate, `{"model":"m","response":"a b","done":false,"logprobs":[{"token":"a","top_logprobs":[{"token":"a"},{"token":"c"}]},{"token":" b"}]}`, 2},
+		"of what is held back":  {Chat, `{"model":"m","message":{"role":"assistant","content":""},"done":false,"logprobs":[{"token":"a"}]}`, 1},
+		"OpenAI's":              {ChatCompletions, `data: {"id":"1","choices":[{"index":0,"delta":{"content":"a b"},"logprobs":{"content":[{"token":"a"},{"token":" b"}],"refusal":null}}]}` + "\n\n", 2},
+		"OpenAI's completion's": {Completions, `data: {"id":"1","choices":[{"index":0,"text":"a b","logprobs":{"tokens":["a"," b"],"token_logprobs":[-1,-2]}}]}` + "\n\n", 2},
+	} {
+		if e := NewTracker(tc.form, false).Follow([]byte(tc.rec)); e.Tokens() != tc.want {
+			t.Errorf("%s: %d tokens, want %d", name, e.Tokens(), tc.want)
+		}
+	}
+}
