@@ -20,12 +20,12 @@ func TestAnEngineIsAskedForAModelByItsOwnWord(t *testing.T) {
 		body   string
 		want   string // "": as it came
 	}{
-		{"a file's name", true, llama, cluster.Model{Name: "Team/M:v1", Called: "team_m_v1"}, `{"max_tokens":1,"model":"team/M:v1","messages":[{"role":"user","content":"team/M:v1"}]}`,
-			`{"max_tokens":1,"model":"team_m_v1","messages":[{"role":"user","content":"team/M:v1"}]}`},
-		{"another spelling", true, llama, cluster.Model{Name: "Org/M-7B"}, `{"model":"org/m-7b:latest","max_tokens":1,"messages":[]}`, `{"model":"Org/M-7B","max_tokens":1,"messages":[]}`},
-		{"its own spelling", true, llama, cluster.Model{Name: "m"}, `{"model" : "m","max_tokens":1,"messages":[]}`, ""},
-		{"an Ollama knows all spellings", true, &cluster.Engine{Kind: cluster.Ollama, Condition: cluster.EngineReady}, cluster.Model{Name: "m:latest"}, `{"model":"M","max_tokens":1,"messages":[]}`, ""},
-		{"another node's engine is asked by that node", false, llama, cluster.Model{Name: "m", Called: "m_latest"}, `{"model":"M","max_tokens":1,"messages":[]}`, ""},
+		{"a file's name", true, llama, cluster.Model{Name: "Team/M:v1", Called: "team_m_v1"}, `{"max_tokens":1,"model":"team/M:v1","messages":[{"role":"user","content":"team/M:v1"}],"seed":1}`,
+			`{"max_tokens":1,"model":"team_m_v1","messages":[{"role":"user","content":"team/M:v1"}],"seed":1}`},
+		{"another spelling", true, llama, cluster.Model{Name: "Org/M-7B"}, `{"model":"org/m-7b:latest","max_tokens":1,"messages":[],"seed":1}`, `{"model":"Org/M-7B","max_tokens":1,"messages":[],"seed":1}`},
+		{"its own spelling", true, llama, cluster.Model{Name: "m"}, `{"model" : "m","max_tokens":1,"messages":[],"seed":1}`, ""},
+		{"an Ollama knows all spellings", true, &cluster.Engine{Kind: cluster.Ollama, Condition: cluster.EngineReady}, cluster.Model{Name: "m:latest"}, `{"model":"M","max_tokens":1,"messages":[],"seed":1}`, ""},
+		{"another node's engine is asked by that node", false, llama, cluster.Model{Name: "m", Called: "m_latest"}, `{"model":"M","max_tokens":1,"messages":[],"seed":1}`, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			nodes := testNodes("a", "b")
