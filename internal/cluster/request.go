@@ -88,7 +88,7 @@ type Lease struct {
 // Stall bounds how long an engine may be silent before it must be taken for frozen.
 type Stall struct {
 	First time.Duration // until an answer's first piece
-	Whole time.Duration // until the end of an answer that does not stream; 0: unbounded
+	Whole time.Duration // until the end of an answer that does not stream, or of a call that is shown whole; 0: unbounded
 	Next  time.Duration // between two pieces, as learned; 0: unknown
 	// Floor and Ceiling bound what a stream's own gaps make of Next.
 	Floor, Ceiling time.Duration

@@ -13,7 +13,8 @@ type Stall struct {
 	// Floor is the least silence between two pieces that counts. Default 1.5s. Needs a restart, as all
 	// below.
 	Floor time.Duration `yaml:"floor"`
-	// Ceiling is the silence that always counts, also while a model's usual one is unknown. Default 30s.
+	// Ceiling is the silence that always counts, also while a model's usual one is unknown; but for one in
+	// which an Ollama may write a tool's call, which it shows when it is whole. Default 30s.
 	Ceiling time.Duration `yaml:"ceiling"`
 	// FirstFloor is the least time that a first piece is given beyond what loading and reading the
 	// prompt are expected to take. Default 10s.
