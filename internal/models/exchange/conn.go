@@ -303,9 +303,9 @@ func (c *conn) sendPiece(ctx context.Context, i int) error {
 		if cancelled {
 			return c.send(indexed(kindLack, i))
 		}
-		b := head(c.buf[:0], kindData, dataHead+min(n, maxData))
+		b := head(c.buf[:0], kindData, dataHead+min(n, sentData))
 		b = binary.BigEndian.AppendUint32(b, uint32(i))
-		b = b[:len(b)+min(n, maxData)]
+		b = b[:len(b)+min(n, sentData)]
 		data := b[frameHead+dataHead:]
 		if k, err := c.held.ReadAt(data, offset); errors.Is(err, blob.ErrAbsent) {
 			c.told[i/8] &^= 1 << (i % 8) // it is told when it comes again

@@ -80,8 +80,8 @@ type Config struct {
 	// Sources is the most nodes that one transfer asks at a time. Default 16.
 	Sources int `yaml:"sources"`
 
-	// Depth is how many pieces one transfer asks of a node ahead. More hide a longer round trip; what
-	// was asked for is lost when the node dies. Default 3.
+	// Depth is how many pieces one transfer asks of a node ahead, without those that have come and are being written. More
+	// hide a longer round trip; what was asked for is lost when the node dies. Default 3.
 	Depth int `yaml:"depth"`
 
 	// Connections is the most connections served, each one blob. PeerConnections is the most with one peer, those that are

@@ -10,7 +10,8 @@ import (
 
 // picker decides what is asked of whom. It has no clock, no lock and no connections.
 //
-//  1. A source is asked for at most depth pieces ahead.
+//  1. A source is asked for at most depth pieces ahead. Those that have come and are being written do not count: it would wait
+//     for our disk.
 //  2. Of the pieces that nobody is asked for, the one that the fewest sources have comes first, by lot
 //     among equals: so nodes that fetch together get different pieces, and each piece leaves the first node early.
 //  3. A source for which nothing is left overtakes: it is asked for a piece that another source owes and is
@@ -98,7 +99,7 @@ func (p *picker) leave(v *view) {
 
 // next chooses the piece that a source is asked for now.
 func (p *picker) next(v *view, now time.Time) (piece int, ok bool) {
-	if len(v.asks) >= p.depth || p.missing == 0 {
+	if v.owed() >= p.depth || p.missing == 0 {
 		return 0, false
 	}
 	if piece, ok = p.rarest(v); !ok && len(v.asks) == 0 {
@@ -128,6 +129,16 @@ func (p *picker) rarest(v *view) (best int, ok bool) {
 		}
 	}
 	return best, ok
+}
+
+// owed is how many pieces the source has not brought yet.
+func (v *view) owed() (n int) {
+	for _, a := range v.asks {
+		if !a.came {
+			n++
+		}
+	}
+	return n
 }
 
 func (v *view) owes(i int) bool {

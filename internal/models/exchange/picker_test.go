@@ -95,11 +95,11 @@ func TestASourceIsAskedNoFurtherAheadThanDepth(t *testing.T) {
 		t.Fatalf("asked for %v", got)
 	}
 	p.came(v, got[0], time.Time{})
-	if more := all(p, v, time.Time{}); len(more) != 0 {
-		t.Errorf("asked for %v before what came was kept", more)
+	if more := all(p, v, time.Time{}); len(more) != 1 {
+		t.Errorf("asked for %v while what came is written", more)
 	}
 	p.kept(v, got[0], true)
-	if more := all(p, v, time.Time{}); len(more) != 1 {
+	if more := all(p, v, time.Time{}); len(more) != 0 {
 		t.Errorf("asked for %v", more)
 	}
 }

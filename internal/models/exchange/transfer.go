@@ -143,7 +143,7 @@ func (t *Transfer) fetch(ctx context.Context, p *blob.Partial) error {
 
 	k := &keeper{t: t, partial: p, pieces: make(chan arrival)}
 	var keeping, asking sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), 4) {
+	for range min(runtime.GOMAXPROCS(0)+2, 4) { // more than there are processors: they wait for the disk too
 		keeping.Go(k.run)
 	}
 	defer func() {

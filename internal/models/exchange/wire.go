@@ -38,7 +38,11 @@ const (
 	maxData   = maxBody - dataHead
 	wantBody  = 64
 	maxReason = 255
-	maxGot    = 1024 // pieces in a got
+
+	// sentData is what is sent of a piece in a frame: with its heads what the mesh sends in four messages, without a small fifth.
+	sentData = 4*(16<<10-12) - frameHead - dataHead
+
+	maxGot = 1024 // pieces in a got
 
 	// maxQueue is how many asks of a connection wait at a server. More end it.
 	maxQueue = 16

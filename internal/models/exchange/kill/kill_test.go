@@ -30,7 +30,7 @@ import (
 const (
 	roleVariable = "OLLAMAMAX_TEST_EXCHANGE_ROLE"
 	rounds       = 17  // for each who is killed
-	pieces       = 200 // more than 50 times the 3 that are in flight
+	pieces       = 400 // 50 times those that are in flight at most: 3 that are owed, 5 that are being written
 	pieceSize    = 16 << 10
 )
 
