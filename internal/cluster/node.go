@@ -166,6 +166,7 @@ type Blob struct {
 type Fetch struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest"`
+	Size   int64  `json:"size,omitempty"` // bytes of the model; 0 until its manifest is there
 }
 
 // Demand is how much clients ask of a model at one gateway.

@@ -257,6 +257,7 @@ func (m *Models) fetch(ctx context.Context, r *running) error {
 	r.admitted = m.repairs.isAway(r.digest) // there was room before the model was deleted, and the spool has the bytes
 	admitted := r.admitted
 	m.mu.Unlock()
+	m.tell(ctx) // its size
 	if !admitted {
 		if err := m.admit(ctx, r); err != nil {
 			return fmt.Errorf("fetch %s: %w", name, err)

@@ -468,8 +468,12 @@ func (m *Models) tellNow(ctx context.Context) {
 	for _, b := range blobs {
 		told.Blobs = append(told.Blobs, b)
 	}
-	for j := range m.jobs {
-		told.Fetches = append(told.Fetches, cluster.Fetch{Name: j.name, Digest: j.digest})
+	for j, r := range m.jobs {
+		f := cluster.Fetch{Name: j.name, Digest: j.digest}
+		if r.manifest != nil {
+			f.Size = r.manifest.Size()
+		}
+		told.Fetches = append(told.Fetches, f)
 	}
 	told.Fetches = m.repairs.tell(told.Fetches)
 	for model, k := range m.manifests {

@@ -414,13 +414,16 @@ func TestAPullGoesOnWhereTheLeaderPutsItWhenItsNodeDies(t *testing.T) {
 
 func TestAFetchThatIsWantedGoesOnWithoutItsLeader(t *testing.T) {
 	g := newGroup(t, "a", "b")
-	g.publish("m", some(5<<20, 5), some(300, 6))
+	m := g.publish("m", some(5<<20, 5), some(300, 6))
 	g.registry.Set(registrytest.Faults{StallAfter: 1 << 20})
 	nodes := g.start()
 	if err := nodes[1].Pull(t.Context(), Request{Name: "m", Nodes: &[]cluster.NodeID{"b"}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "a transfer", func() bool { all := nodes[1].Transfers(); return len(all) == 1 && all[0].Have > 0 })
+	if told := nodes[1].Told().Fetches; len(told) != 1 || told[0].Size != m.Size() {
+		t.Errorf("%+v is told of a model of %d bytes", told, m.Size())
+	}
 	nodes[0].stop()
 	var r *running
 	until(t, "that nobody waits for it", func() bool {

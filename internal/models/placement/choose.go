@@ -54,13 +54,10 @@ func Choose(cfg Config, view *cluster.View, wanted cluster.Wanted, size int64, f
 		view = &cluster.View{}
 	}
 	s := look(cfg, Input{View: view})
-	if f := s.facts[wanted.Digest]; f == nil {
-		s.facts[wanted.Digest] = &fact{size: size, footprint: footprint}
-	} else {
-		f.size = max(f.size, size)
-		if footprint != nil {
-			f.footprint = footprint
-		}
+	f := s.fact(wanted.Digest)
+	f.size = max(f.size, size)
+	if footprint != nil {
+		f.footprint = footprint
 	}
 	chosen, all := s.choose(cluster.CanonicalModel(wanted.Name), wanted)
 	nodes := make([]cluster.NodeID, 0, len(chosen))

@@ -161,6 +161,15 @@ func TestWhatIsOnItsWayHasItsRoomOnTheDisk(t *testing.T) {
 	expect(t, in, "fetch b m00:latest from [a]")
 }
 
+func TestWhatNobodyHoldsYetHasItsRoomOnTheDiskWhereItIsFetched(t *testing.T) {
+	b := node("b", disk(90*gb), memory(512*gb, 500*gb)) // the better one
+	b.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 40 * gb}}
+	got, err := placement.Choose(placement.Config{}, cluster.NewView("a", now, []*cluster.Node{node("a", disk(85*gb)), b}), want(1), 40*gb, nil)
+	if diff := cmp.Diff([]cluster.NodeID{"a"}, got); diff != "" || err != nil {
+		t.Errorf("chosen (-want +got):\n%s%v", diff, err)
+	}
+}
+
 func TestWhatIsLoadedAtTheSameTimeFitsTogether(t *testing.T) {
 	in := many(2, 1, node("a", memory(64*gb, 8*gb)))
 	for key, w := range in.State.Models {

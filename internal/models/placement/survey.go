@@ -96,11 +96,7 @@ func (s *survey) learn(n *cluster.Node) {
 		if m.Digest == "" {
 			continue
 		}
-		f := s.facts[m.Digest]
-		if f == nil {
-			f = &fact{}
-			s.facts[m.Digest] = f
-		}
+		f := s.fact(m.Digest)
 		f.size = max(f.size, m.Size)
 		if m.Footprint != nil && m.Footprint.Memory(s.cfg.Context) > f.footprint.Memory(s.cfg.Context) {
 			f.footprint = m.Footprint
@@ -110,6 +106,19 @@ func (s *survey) learn(n *cluster.Node) {
 			seen[m.Digest] = true
 		}
 	}
+	for _, f := range n.Fetches { // perhaps nobody holds it yet
+		of := s.fact(f.Digest)
+		of.size = max(of.size, f.Size)
+	}
+}
+
+func (s *survey) fact(digest string) *fact {
+	f := s.facts[digest]
+	if f == nil {
+		f = &fact{}
+		s.facts[digest] = f
+	}
+	return f
 }
 
 func (s *survey) correct(l cluster.Loaded) {
