@@ -236,10 +236,10 @@ func (s *survey) refusal(key string, w cluster.Wanted, c *candidate) string {
 	} else if keeps := total / memoryMargin; total > 0 && need > total-keeps {
 		return fmt.Sprintf("needs %s of memory, has %s, of which %s are kept free", size(need), size(total), size(keeps))
 	}
-	if room, free := s.room(w.Digest), n.DiskFree-s.disk[n.ID]; n.DiskFree > 0 && c.tier != elsewhere && free < room {
-		return fmt.Sprintf("needs %s of disk with the reserve, has %s free", size(room), size(max(free, 0)))
+	if c.tier == elsewhere {
+		return ""
 	}
-	return ""
+	return s.crowded(n, w.Digest)
 }
 
 // weigh fills in the merits: of a replica what speaks for keeping it, of another node what speaks for getting one.

@@ -170,6 +170,36 @@ func TestWhatNobodyHoldsYetHasItsRoomOnTheDiskWhereItIsFetched(t *testing.T) {
 	}
 }
 
+func TestWhatHasComeIntoTheSpoolNeedsNoRoom(t *testing.T) {
+	came := func(have int64) change {
+		return func(n *cluster.Node) {
+			n.Blobs = append(n.Blobs, cluster.Blob{Digest: strings.Repeat("c", 64), Size: 40 * gb, State: cluster.BlobPartial, Have: have})
+		}
+	}
+	models := func(free int64) change { return func(n *cluster.Node) { n.ModelsDiskFree = free } }
+	theirs := func(n *cluster.Node) { n.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 30 * gb}} }
+	for name, c := range map[string]struct {
+		node *cluster.Node
+		why  string
+	}{
+		"nothing has come":                   {node("a", disk(60*gb)), "a: needs 81.0 GB of disk with the reserve, has 60.0 GB free"},
+		"most has come":                      {node("a", disk(60*gb), came(30*gb)), ""},
+		"too little has come":                {node("a", disk(60*gb), came(20*gb)), "a: needs 61.0 GB of disk with the reserve, has 60.0 GB free"},
+		"more than the model's has come":     {node("a", disk(40*gb), came(40*gb), came(40*gb)), "a: needs 41.0 GB of disk with the reserve, has 40.0 GB free"},
+		"what has come is another's":         {node("a", disk(110*gb), came(29*gb), theirs), "a: needs 81.0 GB of disk with the reserve, has 79.0 GB free"},
+		"some of what has come is another's": {node("a", disk(110*gb), came(32*gb), theirs), ""},
+		"the copy has a disk of its own":     {node("a", disk(60*gb), models(60*gb)), ""},
+		"the copy's disk is full":            {node("a", models(30*gb), came(40*gb)), "a: needs 41.0 GB with the reserve on the disk of the engine's models, has 30.0 GB free"},
+		"the copy's disk is for another's":   {node("a", models(60*gb), theirs), "a: needs 41.0 GB with the reserve on the disk of the engine's models, has 30.0 GB free"},
+		"a size beyond all bounds has come":  {node("a", disk(60*gb), came(math.MaxInt64), came(math.MaxInt64)), ""},
+	} {
+		_, err := placement.Choose(placement.Config{Reserve: gb}, cluster.NewView("a", now, []*cluster.Node{c.node}), want(1), 40*gb, nil)
+		if c.why == "" && err != nil || c.why != "" && (err == nil || !strings.HasSuffix(err.Error(), ": "+c.why)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestWhatIsLoadedAtTheSameTimeFitsTogether(t *testing.T) {
 	in := many(2, 1, node("a", memory(64*gb, 8*gb)))
 	for key, w := range in.State.Models {

@@ -1,6 +1,7 @@
 package placement
 
 import (
+	"fmt"
 	"math"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
@@ -21,7 +22,8 @@ type survey struct {
 	fetching map[pair]string
 	fetches  map[cluster.NodeID]int             // to a node
 	alone    map[cluster.NodeID]map[string]bool // digests on their way that only this node holds
-	disk     map[cluster.NodeID]int64           // bytes for which fetches under way need room
+	coming   map[cluster.NodeID]int64           // bytes of the models that are on their way to a node
+	came     map[cluster.NodeID]int64           // bytes that lie in its spool of blobs that are not whole
 	memory   map[cluster.NodeID]int64           // bytes that models being loaded will take
 
 	plan []Action
@@ -59,7 +61,7 @@ func look(cfg Config, in Input) *survey {
 		facts: map[string]*fact{}, demand: map[string]float64{},
 		busy: map[pair]bool{}, removing: map[pair]bool{}, failed: map[attempt]bool{}, running: map[work]int{},
 		fetching: map[pair]string{}, fetches: map[cluster.NodeID]int{}, alone: map[cluster.NodeID]map[string]bool{},
-		disk: map[cluster.NodeID]int64{}, memory: map[cluster.NodeID]int64{}}
+		coming: map[cluster.NodeID]int64{}, came: map[cluster.NodeID]int64{}, memory: map[cluster.NodeID]int64{}}
 	for _, n := range in.View.Nodes {
 		s.learn(n)
 	}
@@ -110,6 +112,11 @@ func (s *survey) learn(n *cluster.Node) {
 		of := s.fact(f.Digest)
 		of.size = max(of.size, f.Size)
 	}
+	for _, b := range n.Blobs {
+		if b.State == cluster.BlobPartial {
+			s.came[n.ID] = add(s.came[n.ID], min(b.Have, b.Size))
+		}
+	}
 }
 
 func (s *survey) fact(digest string) *fact {
@@ -149,7 +156,7 @@ func (s *survey) note(a Action) {
 		s.fetching[p] = a.Digest
 		s.fetches[a.Node]++
 		if f := s.facts[a.Digest]; f != nil {
-			s.disk[a.Node] = add(s.disk[a.Node], times(f.size, spoolFactor))
+			s.coming[a.Node] = add(s.coming[a.Node], f.size)
 		}
 		if sources, _ := s.sources(a.Digest); len(sources) == 1 {
 			if s.alone[sources[0].ID] == nil {
@@ -193,13 +200,38 @@ func (s *survey) toLoad(digest string) int64 {
 	return 0
 }
 
-// room is the bytes of disk that must be free for a fetch.
+// room is the bytes of disk that must be free for a fetch of which nothing has come.
 func (s *survey) room(digest string) int64 {
-	size := int64(0)
+	return add(times(s.bytes(digest), spoolFactor), s.cfg.Reserve)
+}
+
+func (s *survey) bytes(digest string) int64 {
 	if f := s.facts[digest]; f != nil {
-		size = f.size
+		return max(f.size, 0)
 	}
-	return add(times(size, spoolFactor), s.cfg.Reserve)
+	return 0
+}
+
+// crowded says why a node's disks have too little room for a fetch, beside what is on its way there: the spool's, and the engine's,
+// which gets a copy. Which blobs are a model's is not told: what has come is taken to be of the models on their way, and
+// then of this one. The node itself looks at it more closely.
+func (s *survey) crowded(n *cluster.Node, digest string) string {
+	bytes, coming, came := s.bytes(digest), s.coming[n.ID], s.came[n.ID]
+	theirs := min(came, coming)
+	ours := min(came-theirs, bytes)
+	copies := int64(spoolFactor)
+	if n.ModelsDiskFree > 0 { // the copy needs no room of the spool's
+		copies = 1
+	}
+	need, free := add(times(bytes, copies)-ours, s.cfg.Reserve), n.DiskFree-(times(coming, copies)-theirs)
+	if n.DiskFree > 0 && free < need {
+		return fmt.Sprintf("needs %s of disk with the reserve, has %s free", size(need), size(max(free, 0)))
+	}
+	need, free = add(bytes, s.cfg.Reserve), n.ModelsDiskFree-coming
+	if n.ModelsDiskFree > 0 && free < need {
+		return fmt.Sprintf("needs %s with the reserve on the disk of the engine's models, has %s free", size(need), size(max(free, 0)))
+	}
+	return ""
 }
 
 // sources returns the alive nodes that hold a digest, and whether one that is suspect does: it may be back at once.
