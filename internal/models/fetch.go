@@ -125,6 +125,9 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 		defer cancel(nil)
 		m.tell(ctx)
 		err := m.fetch(ctx, r)
+		if err == nil {
+			err = m.undo(ctx, r)
+		}
 		if err != nil && ctx.Err() != nil {
 			if err = context.Cause(ctx); errors.Is(err, context.Canceled) {
 				err = errStopping
@@ -148,6 +151,22 @@ func (m *Models) join(j job, req FetchRequest) (*running, error) {
 		m.Look()
 	})
 	return r, nil
+}
+
+// undo takes a model out of the engine again that was deleted while it was fetched: who deleted it may not have reached this node.
+func (m *Models) undo(ctx context.Context, r *running) error {
+	m.mu.Lock()
+	version := r.version
+	m.mu.Unlock()
+	if !m.isDeleted(r.name, version) {
+		return nil
+	}
+	name, err := manifest.ParseName(r.request.Name)
+	if err != nil {
+		return err
+	}
+	name.Plain = false
+	return errors.Join(errDeleted, m.drop(ctx, name, r.digest))
 }
 
 // isDeleted tells whether it was agreed after that version of the State that the model is deleted.
@@ -284,12 +303,6 @@ func (m *Models) bring(ctx context.Context, r *running, k known, name manifest.N
 	plain.Plain = false
 	if err := m.install.Install(ctx, plain, r.digest, func(record []byte) error { r.progress.say(record); return nil }); err != nil {
 		return err
-	}
-	m.mu.Lock()
-	version := r.version
-	m.mu.Unlock()
-	if m.isDeleted(r.name, version) { // who deleted it may not have reached this node
-		return errors.Join(errDeleted, m.install.Remove(ctx, plain, r.digest))
 	}
 	m.deps.Refresh(ctx)
 	if m.take(ctx) {
@@ -505,16 +518,22 @@ func (m *Models) Remove(ctx context.Context, name, model string) error {
 			return context.Cause(ctx)
 		}
 	}
-	if m.deps.Files != nil {
-		return m.removeFile(ctx, key, model)
-	}
 	if len(ending) > 0 {
 		m.deps.Refresh(ctx)
+	}
+	return m.drop(ctx, parsed, model)
+}
+
+// drop deletes a name from the own engine, if it is that of the model still. A model of "" is any.
+func (m *Models) drop(ctx context.Context, name manifest.Name, model string) (err error) {
+	key := cluster.CanonicalModel(name.String())
+	if m.deps.Files != nil {
+		return m.removeFile(ctx, key, model)
 	}
 	models, _ := m.deps.EngineModels()
 	for _, has := range models {
 		if cluster.CanonicalModel(has.Name) == key && (has.Digest == model || model == "") {
-			err = errors.Join(err, m.install.Remove(ctx, parsed, model))
+			err = errors.Join(err, m.install.Remove(ctx, name, model))
 		}
 	}
 	m.deps.Refresh(ctx)

@@ -2,6 +2,7 @@ package models
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -131,6 +132,26 @@ func TestOnlyOurFilesAreRemoved(t *testing.T) {
 				t.Errorf("left are %v, after %d reloads: %v", left, *reloads, err)
 			}
 		})
+	}
+}
+
+func TestAFileGoesAgainWhenItsModelWasDeletedMeanwhile(t *testing.T) {
+	t.Parallel()
+	m, dir, _ := filing(t)
+	at := time.Now()
+	m.deps.State = func() *cluster.State {
+		return &cluster.State{Version: 9, Models: map[string]cluster.Wanted{"m:latest": {Name: "m", Deleted: &at, Version: 5}}}
+	}
+	r := &running{job: job{"m:latest", strings.Repeat("1", 64)}, request: FetchRequest{Name: "M"}, version: 6}
+	if err := m.undo(t.Context(), r); err != nil {
+		t.Errorf("it was deleted before: %v", err)
+	}
+	r.version = 4
+	if err := m.undo(t.Context(), r); !errors.Is(err, errDeleted) {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("%v %v", entries, err)
 	}
 }
 
