@@ -64,7 +64,7 @@ func (m *Models) Pull(ctx context.Context, req Request, to func(record []byte) e
 	}
 	chosen, err = m.follow(ctx, wish, chosen, said, to)
 	var failed *failure
-	if errors.As(err, &failed) && !failed.lost && ctx.Err() == nil && !placed && !m.isComing(wish, chosen) {
+	if errors.As(err, &failed) && failed.lost == 0 && ctx.Err() == nil && !placed && !m.isComing(wish, chosen) {
 		// It cannot be had. What nobody wanted before is not tried for ever.
 		forget := m.deps.Apply(ctx, cluster.Command{At: m.deps.Now(), Forget: &cluster.Forget{Model: req.Name, Kept: true, Seen: chosen.version}})
 		if !errors.Is(forget, cluster.ErrChanged) { // else somebody wants it in another way
@@ -237,7 +237,7 @@ func (m *Models) placing() placement.Config {
 type failure struct {
 	model string
 	texts []string // of each node
-	lost  bool     // of one of them only the way to it is broken: it may get the model still
+	lost  int      // of so many only the way to them is broken: they may get the model still
 }
 
 func (f *failure) Error() string { return "pull " + f.model + ": " + strings.Join(f.texts, "; ") }
@@ -275,7 +275,7 @@ func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *pro
 		if failed == nil {
 			return chosen, nil
 		}
-		if !failed.lost || ctx.Err() != nil {
+		if failed.lost == 0 || wish.Strict && failed.lost < len(failed.texts) || ctx.Err() != nil {
 			return chosen, failed
 		}
 		if now := said.last(); now > last {
@@ -283,7 +283,7 @@ func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *pro
 		} else if m.deps.Now().Sub(heard) > lostFor {
 			return chosen, failed
 		}
-		timer := time.NewTimer(lookForSources)
+		timer := time.NewTimer(planEvery) // as often as the leader looks
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -317,7 +317,9 @@ func (m *Models) settleOnce(ctx context.Context, wish Wish, chosen choice, said 
 	for i, err := range errs {
 		if id := chosen.nodes[i]; err != nil {
 			failed.texts = append(failed.texts, fmt.Sprintf("node %s: %v", m.nameOf(id), err))
-			failed.lost = failed.lost || id != m.deps.Self && errors.Is(err, errNoAnswer)
+			if id != m.deps.Self && errors.Is(err, errNoAnswer) {
+				failed.lost++
+			}
 		}
 	}
 	if len(failed.texts) == 0 || !wish.Strict && len(failed.texts) < len(errs) {
