@@ -162,6 +162,18 @@ func (a *acting) unsteady(now time.Time) bool {
 // backoff is how long to wait after so many failures before the last one.
 func backoff(failed int) time.Duration { return min(firstBackoff<<min(failed, 10), lastBackoff) }
 
+// underWay are the actions that are being done: what of them the nodes have not told yet counts when the next is chosen.
+func (m *Models) underWay() (actions []placement.Action) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.actions {
+		if a.running {
+			actions = append(actions, a.action)
+		}
+	}
+	return actions
+}
+
 // act does an action, if this node leads and nothing is being done about the same. A node whose manifest the model's is may
 // be named.
 func (m *Models) act(a placement.Action, from cluster.NodeID) {

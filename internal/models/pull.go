@@ -209,7 +209,7 @@ func (m *Models) place(ctx context.Context, wish Wish) (choice, error) {
 	if !ok {
 		return choice{}, fmt.Errorf("place model %s: %w", wish.Place.Model, cluster.ErrUnknownModel)
 	}
-	nodes, err := placement.Choose(m.placing(), view, wanted, wish.Size, wish.Footprint)
+	nodes, err := placement.Choose(m.placing(), placement.Input{View: view, Running: m.underWay()}, wanted, wish.Size, wish.Footprint)
 	if err != nil && (wish.Strict || len(nodes) == 0) {
 		return choice{}, err
 	}
@@ -224,7 +224,7 @@ func (m *Models) place(ctx context.Context, wish Wish) (choice, error) {
 		if m.holds(id, FetchRequest{Name: wanted.Name, Digest: wanted.Digest}) {
 			continue
 		}
-		m.act(placement.Action{Kind: placement.Fetch, Node: id, Name: wanted.Name, Digest: wanted.Digest, Why: "it is wanted there"}, wish.Manifest)
+		m.act(placement.Action{Kind: placement.Fetch, Node: id, Name: wanted.Name, Digest: wanted.Digest, Size: wish.Size, Why: "it is wanted there"}, wish.Manifest)
 	}
 	return choice{nodes, agreed.Version}, nil
 }

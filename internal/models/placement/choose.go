@@ -48,12 +48,13 @@ func (e *NoRoomError) Error() string {
 
 // Choose returns all the nodes that should hold a model: those that do, then the best ones. Size (bytes) and footprint
 // are what the caller knows of the digest, 0 and nil what the nodes tell. When they are fewer than wanted, the
-// error is a *NoRoomError beside them; of a model for every node only when there is none.
-func Choose(cfg Config, view *cluster.View, wanted cluster.Wanted, size int64, footprint *cluster.Footprint) ([]cluster.NodeID, error) {
-	if view == nil {
-		view = &cluster.View{}
+// error is a *NoRoomError beside them; of a model for every node only when there is none. Of the Input it needs the View and what
+// is Running.
+func Choose(cfg Config, in Input, wanted cluster.Wanted, size int64, footprint *cluster.Footprint) ([]cluster.NodeID, error) {
+	if in.View == nil {
+		in.View = &cluster.View{}
 	}
-	s := look(cfg, Input{View: view})
+	s := look(cfg, in)
 	f := s.fact(wanted.Digest)
 	f.size = max(f.size, size)
 	if footprint != nil {
@@ -74,7 +75,7 @@ func Choose(cfg Config, view *cluster.View, wanted cluster.Wanted, size int64, f
 		}
 	}
 	for _, id := range wanted.Nodes {
-		if view.Node(id) == nil {
+		if in.View.Node(id) == nil {
 			e.Refusals = append(e.Refusals, Refusal{id, string(id), "nothing has been heard of it"})
 		}
 	}

@@ -162,11 +162,17 @@ func TestWhatIsOnItsWayHasItsRoomOnTheDisk(t *testing.T) {
 }
 
 func TestWhatNobodyHoldsYetHasItsRoomOnTheDiskWhereItIsFetched(t *testing.T) {
-	b := node("b", disk(90*gb), memory(512*gb, 500*gb)) // the better one
-	b.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 40 * gb}}
-	got, err := placement.Choose(placement.Config{}, cluster.NewView("a", now, []*cluster.Node{node("a", disk(85*gb)), b}), want(1), 40*gb, nil)
-	if diff := cmp.Diff([]cluster.NodeID{"a"}, got); diff != "" || err != nil {
-		t.Errorf("chosen (-want +got):\n%s%v", diff, err)
+	told := node("b", disk(90*gb), memory(512*gb, 500*gb)) // the better one
+	told.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 40 * gb}}
+	begun := []placement.Action{{Kind: placement.Fetch, Node: "b", Name: "theirs", Digest: wrong, Size: 40 * gb}}
+	for name, in := range map[string]placement.Input{
+		"it is told":        {View: cluster.NewView("a", now, []*cluster.Node{node("a", disk(85*gb)), told})},
+		"it has just begun": {View: cluster.NewView("a", now, []*cluster.Node{node("a", disk(85*gb)), node("b", disk(90*gb), memory(512*gb, 500*gb))}), Running: begun},
+	} {
+		got, err := placement.Choose(placement.Config{}, in, want(1), 40*gb, nil)
+		if diff := cmp.Diff([]cluster.NodeID{"a"}, got); diff != "" || err != nil {
+			t.Errorf("%s: chosen (-want +got):\n%s%v", name, diff, err)
+		}
 	}
 }
 
@@ -193,7 +199,7 @@ func TestWhatHasComeIntoTheSpoolNeedsNoRoom(t *testing.T) {
 		"the copy's disk is for another's":   {node("a", models(60*gb), theirs), "a: needs 41.0 GB with the reserve on the disk of the engine's models, has 30.0 GB free"},
 		"a size beyond all bounds has come":  {node("a", disk(60*gb), came(math.MaxInt64), came(math.MaxInt64)), ""},
 	} {
-		_, err := placement.Choose(placement.Config{Reserve: gb}, cluster.NewView("a", now, []*cluster.Node{c.node}), want(1), 40*gb, nil)
+		_, err := placement.Choose(placement.Config{Reserve: gb}, placement.Input{View: cluster.NewView("a", now, []*cluster.Node{c.node})}, want(1), 40*gb, nil)
 		if c.why == "" && err != nil || c.why != "" && (err == nil || !strings.HasSuffix(err.Error(), ": "+c.why)) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -233,10 +239,10 @@ func TestAnEmptyViewAndZeroValuesPlanNothingAndDoNotPanic(t *testing.T) {
 		t.Errorf("plan of nothing: %v", plan)
 	}
 	expect(t, input(want(3)))
-	if got, err := placement.Choose(placement.Config{}, nil, cluster.Wanted{}, 0, nil); len(got) != 0 || err == nil {
+	if got, err := placement.Choose(placement.Config{}, placement.Input{}, cluster.Wanted{}, 0, nil); len(got) != 0 || err == nil {
 		t.Errorf("chosen %v, error %v", got, err)
 	}
-	if got, err := placement.Choose(placement.Config{}, &cluster.View{}, want(cluster.EveryNode), 0, nil); len(got) != 0 || err == nil || strings.HasSuffix(err.Error(), ":") {
+	if got, err := placement.Choose(placement.Config{}, placement.Input{View: &cluster.View{}}, want(cluster.EveryNode), 0, nil); len(got) != 0 || err == nil || strings.HasSuffix(err.Error(), ":") {
 		t.Errorf("chosen %v, error %v", got, err)
 	}
 	expect(t, input(want(1), &cluster.Node{}, &cluster.Node{ID: "b", Engine: &cluster.Engine{}}))

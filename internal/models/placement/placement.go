@@ -46,6 +46,8 @@ type Action struct {
 	Name string `json:"name"`
 	// Digest is the one to fetch, to load or to unload; of a Remove the one that the node was seen with.
 	Digest string `json:"digest"`
+	// Size is the model's bytes, of a Fetch that is begun before any node tells them; else 0.
+	Size int64 `json:"size,omitempty"`
 	// From are the alive nodes that hold the digest, under whatever name, the best first: the node itself, ready ones,
 	// near ones, idle ones. Only of a Fetch; none: only the upstream registry may have it.
 	From []cluster.NodeID `json:"from,omitempty"`

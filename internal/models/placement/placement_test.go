@@ -298,7 +298,7 @@ func TestChoosePrefersTheBestNodes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := placement.Choose(placement.Config{Reserve: gb}, cluster.NewView("a", now, tt.nodes), tt.want, 4*gb, &cluster.Footprint{Weights: 4 * gb})
+			got, err := placement.Choose(placement.Config{Reserve: gb}, placement.Input{View: cluster.NewView("a", now, tt.nodes)}, tt.want, 4*gb, &cluster.Footprint{Weights: 4 * gb})
 			if diff := cmp.Diff(tt.get, got); diff != "" || err != nil {
 				t.Errorf("chosen (-want +got):\n%s%v", diff, err)
 			}
@@ -310,7 +310,7 @@ func TestAModelTooLargeForEveryNodeSaysSoAtOnceWithTheNumbers(t *testing.T) {
 	footprint := &cluster.Footprint{Weights: 40 * gb, PerToken: 300_000, Context: 8192}
 	nodes := []*cluster.Node{node("a", memory(16*gb, 0)), node("b", disk(20*gb)), node("c", state(cluster.Draining)), node("d", condition(cluster.Dead)),
 		node("e", engine(cluster.EngineDown)), node("f", llama), node("g", gatewayOnly), node("h", owner), node("i", memory(44*gb, 0))}
-	got, err := placement.Choose(placement.Config{Reserve: 3 * gb}, cluster.NewView("a", now, nodes), want(2), 40*gb, footprint)
+	got, err := placement.Choose(placement.Config{Reserve: 3 * gb}, placement.Input{View: cluster.NewView("a", now, nodes)}, want(2), 40*gb, footprint)
 	var e *placement.NoRoomError
 	if len(got) != 0 || !errors.As(err, &e) {
 		t.Fatalf("chosen %v, error %v", got, err)
@@ -324,26 +324,26 @@ func TestAModelTooLargeForEveryNodeSaysSoAtOnceWithTheNumbers(t *testing.T) {
 	}
 
 	// With room on one node it is chosen, and the error stays.
-	got, err = placement.Choose(placement.Config{}, cluster.NewView("a", now, append(nodes, node("z"))), want(2), 40*gb, footprint)
+	got, err = placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, append(nodes, node("z")))}, want(2), 40*gb, footprint)
 	if !slices.Equal(got, []cluster.NodeID{"z"}) || !errors.As(err, &e) || e.Room != 1 {
 		t.Errorf("chosen %v, error %v", got, err)
 	}
 	// What every node wants is content with one.
-	if got, err = placement.Choose(placement.Config{}, cluster.NewView("a", now, append(nodes, node("z"))), want(cluster.EveryNode), 40*gb, footprint); err != nil || len(got) != 1 {
+	if got, err = placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, append(nodes, node("z")))}, want(cluster.EveryNode), 40*gb, footprint); err != nil || len(got) != 1 {
 		t.Errorf("chosen %v, error %v", got, err)
 	}
-	if _, err = placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes[:2]), want(cluster.EveryNode), 40*gb*10, footprint); err == nil || !strings.Contains(err.Error(), "no node can hold it: a: needs 41.2 GB") {
+	if _, err = placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, nodes[:2])}, want(cluster.EveryNode), 40*gb*10, footprint); err == nil || !strings.Contains(err.Error(), "no node can hold it: a: needs 41.2 GB") {
 		t.Errorf("error %v", err)
 	}
 }
 
 func TestOfAModelThatNobodyHasReadTheSizeMustFitIntoMemory(t *testing.T) {
 	nodes := []*cluster.Node{node("a"), node("b", memory(512*gb, 500*gb)), node("c", memory(0, 0))}
-	got, err := placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes), want(cluster.EveryNode), 200*gb, nil)
+	got, err := placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, nodes)}, want(cluster.EveryNode), 200*gb, nil)
 	if diff := cmp.Diff([]cluster.NodeID{"b", "c"}, got); diff != "" || err != nil {
 		t.Errorf("chosen (-want +got):\n%s%v", diff, err)
 	}
-	_, err = placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes[:1]), want(1), 200*gb, nil)
+	_, err = placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, nodes[:1])}, want(1), 200*gb, nil)
 	if err == nil || !strings.Contains(err.Error(), "a: needs 200.0 GB of memory, has 64.0 GB") {
 		t.Errorf("error %v", err)
 	}
@@ -351,7 +351,7 @@ func TestOfAModelThatNobodyHasReadTheSizeMustFitIntoMemory(t *testing.T) {
 
 func TestAContradictoryPlacementNamesTheNodesThatItNames(t *testing.T) {
 	view := cluster.NewView("a", now, []*cluster.Node{node("a", label("gpu", "small")), node("b"), node("c", label("gpu", "big"))})
-	_, err := placement.Choose(placement.Config{}, view, want(1, only("a", "b", "x"), labelled("gpu", "big")), gb, nil)
+	_, err := placement.Choose(placement.Config{}, placement.Input{View: view}, want(1, only("a", "b", "x"), labelled("gpu", "big")), gb, nil)
 	const text = `place model M: replicas wanted: 1, nodes that can hold one: 0: a: its label gpu is "small", wanted is "big"; ` +
 		`b: has no label gpu, wanted is "big"; x: nothing has been heard of it`
 	if err == nil || err.Error() != text {
@@ -364,7 +364,7 @@ func TestALongListOfRefusalsIsCutInTheTextOnly(t *testing.T) {
 	for i := range 50 {
 		nodes = append(nodes, node(fmt.Sprint("n", i), gatewayOnly))
 	}
-	_, err := placement.Choose(placement.Config{}, cluster.NewView("a", now, nodes), want(1), gb, nil)
+	_, err := placement.Choose(placement.Config{}, placement.Input{View: cluster.NewView("a", now, nodes)}, want(1), gb, nil)
 	var e *placement.NoRoomError
 	if !errors.As(err, &e) || len(e.Refusals) != 50 || !strings.HasSuffix(err.Error(), "; and 30 more") {
 		t.Errorf("error %v", err)
@@ -389,7 +389,7 @@ func TestWhatEnginesReportCorrectsTheNeedOfMemoryUpward(t *testing.T) {
 		{"more, for a longer context", 9 * gb, 4096 + 50_000, true},
 	} {
 		view := cluster.NewView("a", now, []*cluster.Node{node("a", with(right), taken(tt.vram, tt.context)), node("b", memory(8*gb, 0))})
-		if got, err := placement.Choose(placement.Config{}, view, want(2), 0, nil); (err == nil) != tt.fits {
+		if got, err := placement.Choose(placement.Config{}, placement.Input{View: view}, want(2), 0, nil); (err == nil) != tt.fits {
 			t.Errorf("%s: chosen %v, error %v", tt.name, got, err)
 		}
 	}

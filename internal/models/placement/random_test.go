@@ -409,7 +409,7 @@ func (w *world) settled() {
 			}
 			continue
 		}
-		chosen, err := placement.Choose(placement.Config{Reserve: reserve}, view, wanted, 0, nil)
+		chosen, err := placement.Choose(placement.Config{Reserve: reserve}, placement.Input{View: view}, wanted, 0, nil)
 		whole, sources, model := true, false, false
 		for _, r := range view.Replicas(key) {
 			sources = sources || r.Node.Condition != cluster.Dead && r.Model.Digest == wanted.Digest

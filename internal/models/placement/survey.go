@@ -71,6 +71,10 @@ func look(cfg Config, in Input) *survey {
 		}
 	}
 	for _, a := range in.Running {
+		if a.Size > 0 {
+			of := s.fact(a.Digest)
+			of.size = max(of.size, a.Size)
+		}
 		s.note(a)
 	}
 	for _, n := range in.View.Nodes {
