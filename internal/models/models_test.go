@@ -353,8 +353,17 @@ func TestOnlyTheLeaderGivesLeasesAndOnlyOne(t *testing.T) {
 func TestPeersThatAskForAnythingLeaveNothingBehind(t *testing.T) {
 	g := newGroup(t, "a")
 	n := g.start()[0]
+	for range maxMaking { // all hands are full
+		n.making <- struct{}{}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
 	for i := range 100 {
-		if _, _, err := n.hold(t.Context(), blob.DigestOf(sha256.Sum256([]byte{byte(i)}))); !errors.Is(err, fs.ErrNotExist) {
+		d := blob.DigestOf(sha256.Sum256([]byte{byte(i)}))
+		if _, _, err := n.hold(t.Context(), d); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := n.offer(gone, d.Hex()); !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 	}

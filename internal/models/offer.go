@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/models/blob"
@@ -23,6 +24,9 @@ func (m *Models) offer(ctx context.Context, blob string) error {
 	if !manifest.IsDigest(blob) {
 		return fmt.Errorf("offer blob: %q is no digest", blob)
 	}
+	if !m.isHere(ctx, blob) { // before anything is begun: peers ask for anything
+		return fmt.Errorf("offer blob %s: %w", short(blob), fs.ErrNotExist)
+	}
 	h, err := m.beginOffer(blob)
 	if err != nil {
 		return err
@@ -33,6 +37,18 @@ func (m *Models) offer(ctx context.Context, blob string) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// isHere tells whether a blob lies in the spool or belongs to the engine.
+func (m *Models) isHere(ctx context.Context, hex string) bool {
+	if _, err := m.spool.Get(ctx, digest(hex)); err == nil {
+		return true
+	}
+	_, _, used := m.modelWith(hex)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, held := m.held[hex]
+	return held || m.locked && used
 }
 
 // beginOffer joins those who wait for a blob's list, or has it made.
