@@ -54,13 +54,15 @@ func (m *Models) watch(ctx context.Context) {
 		}
 		models, isOllama := m.deps.EngineModels()
 		again := lookEvery
-		if isOllama && !cleaned {
-			// What a crash left is deleted before anything is installed under such a name.
-			cleaned = m.install.Clean(ctx) == nil
-			if cleaned {
-				close(m.clean)
-			} else {
+		if isOllama {
+			// What a crash left is deleted before anything is installed under such a name; and later what an engine left that
+			// died in the middle, or that did what it was asked when nobody waited any more.
+			if err := m.install.Clean(ctx, !cleaned); err != nil {
+				m.deps.Log.Debug("cannot delete names left over; it is tried again", "err", err)
 				again = lookAgain
+			} else if !cleaned {
+				cleaned = true
+				close(m.clean)
 			}
 		}
 		if isOllama && !m.take(ctx) {

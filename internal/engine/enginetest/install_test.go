@@ -168,7 +168,7 @@ func TestInstallerDoesWithTheFakeWhatItDoesWithAnOllama(t *testing.T) {
 		if len(n.tags()) != 3 {
 			t.Errorf("it lists %+v", n.tags())
 		}
-		if err := n.Clean(t.Context()); err != nil || len(n.tags()) != 1 || len(blobFiles(t, dir)) != 3 {
+		if err := n.Clean(t.Context(), true); err != nil || len(n.tags()) != 1 || len(blobFiles(t, dir)) != 3 {
 			t.Errorf("cleaned: %v, %+v, blobs %q", err, n.tags(), blobFiles(t, dir))
 		}
 	})

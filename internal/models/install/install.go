@@ -6,7 +6,7 @@
 // blobs that only that one had, the new one is copied over it, and the passing names are deleted. That is
 // done for one model at a time.
 //
-// A passing name is left only by a crash, and Clean deletes it. Between the two copies the plain name has the
+// A passing name is left only by a crash, of the node or of the engine, and Clean deletes it. Between the two copies the plain name has the
 // old model or the new one (an Ollama that is killed in the middle of a copy may lose it: whoever wants the model
 // installs it again).
 //
@@ -20,6 +20,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
@@ -55,10 +56,15 @@ type Receipt interface {
 type Installer struct {
 	deps   Deps
 	naming chan struct{} // a lock that a context can give up on
+
+	mu    sync.Mutex
+	users map[manifest.Name]int // passing names that are in use
 }
 
 // New returns an Installer.
-func New(deps Deps) *Installer { return &Installer{deps: deps, naming: make(chan struct{}, 1)} }
+func New(deps Deps) *Installer {
+	return &Installer{deps: deps, naming: make(chan struct{}, 1), users: map[manifest.Name]int{}}
+}
 
 // ErrNoModel is returned for a name that the engine does not know.
 var ErrNoModel = errors.New("engine has no such model")
@@ -73,6 +79,7 @@ func (i *Installer) Install(ctx context.Context, name manifest.Name, model strin
 	if name.IsPassing() {
 		return fmt.Errorf("install %s: this name is for models that pass", name)
 	}
+	defer i.use(manifest.Incoming(i.deps.Registry, model))()
 	var success []byte
 	err := i.pull(ctx, model, func(record []byte) error {
 		if isSuccess(record) {
@@ -176,20 +183,55 @@ func (i *Installer) replace(ctx context.Context, name manifest.Name, old string,
 	return i.remove(ctx, aside)
 }
 
-// Clean deletes the passing names that a crash left. It is called before anything is installed or exported.
-func (i *Installer) Clean(ctx context.Context) error {
-	models, err := i.list(ctx)
-	if err != nil {
-		return fmt.Errorf("look for names left over: %w", err)
-	}
-	var errs []error
-	for _, m := range models {
-		if name, err := manifest.ParseName(m.Name); err == nil && name.IsPassing() {
-			i.deps.Log.Info("name left over is deleted", "name", m.Name)
-			errs = append(errs, i.remove(ctx, name))
+// use keeps Clean from a passing name until the function that it returns is called.
+func (i *Installer) use(passing manifest.Name) (done func()) {
+	add := func(n int) {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.users[passing] += n; i.users[passing] == 0 {
+			delete(i.users, passing)
 		}
 	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// Clean deletes the passing names that nobody uses: those of the node's registry, or all, also of registries that earlier runs
+// had. The first one is called before anything is installed or exported.
+func (i *Installer) Clean(ctx context.Context, all bool) error {
+	left, err := i.leftOver(ctx, all)
+	if err != nil || len(left) == 0 {
+		return err
+	}
+	if err := i.lock(ctx); err != nil {
+		return err
+	}
+	defer i.unlock()
+	if left, err = i.leftOver(ctx, all); err != nil { // while a name was given there was one more
+		return err
+	}
+	var errs []error
+	for _, name := range left {
+		i.deps.Log.Info("name left over is deleted", "name", name)
+		errs = append(errs, i.remove(ctx, name))
+	}
 	return errors.Join(errs...)
+}
+
+func (i *Installer) leftOver(ctx context.Context, all bool) (left []manifest.Name, err error) {
+	models, err := i.list(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look for names left over: %w", err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, m := range models {
+		name, err := manifest.ParseName(m.Name)
+		if err == nil && name.IsPassing() && i.users[name] == 0 && (all || name.Host == i.deps.Registry) {
+			left = append(left, name)
+		}
+	}
+	return left, nil
 }
 
 // Export makes the engine push the model that has the name, and returns its manifest's bytes. Of its blobs
@@ -209,6 +251,7 @@ func (i *Installer) export(ctx context.Context, name manifest.Name, model string
 	}
 	defer receipt.Close()
 	passing := manifest.Outgoing(i.deps.Registry, model)
+	defer i.use(passing)()
 	if err := i.copy(ctx, name, passing); err != nil {
 		return nil, err
 	}

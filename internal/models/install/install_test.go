@@ -277,12 +277,34 @@ func TestNamesThatPassAreNeitherInstalledNorKept(t *testing.T) {
 	if err := newInstaller(o, nil).Install(t.Context(), named(t, "m"), "../x", func([]byte) error { return nil }); err == nil {
 		t.Error("a path was installed")
 	}
-	if err := newInstaller(o, nil).Clean(t.Context()); err != nil {
+	if err := newInstaller(o, nil).Clean(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(map[string]string{"m:latest": oldModel, "omx/mine:latest": oldModel}, o.names); diff != "" {
 		t.Error(diff)
 	}
+}
+
+func TestCleanLeavesTheNamesThatAreInUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		used, left, foreign := manifest.Incoming(registry, newModel), manifest.Outgoing(registry, oldModel), manifest.Incoming("127.0.0.1:1", oldModel)
+		o := &ollama{hangs: true, names: map[string]string{used.String(): newModel, left.String(): oldModel, foreign.String(): oldModel}}
+		i := newInstaller(o, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- i.Install(ctx, named(t, "m"), newModel, func([]byte) error { return nil }) }()
+		synctest.Wait() // it pulls
+		if err := i.Clean(t.Context(), false); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(map[string]string{used.String(): newModel, foreign.String(): oldModel}, o.names); diff != "" {
+			t.Error(diff)
+		}
+		cancel()
+		if err := <-ended; err == nil {
+			t.Error("a pull that was broken off is no error")
+		}
+	})
 }
 
 type receipt struct{ closed bool }
