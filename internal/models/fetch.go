@@ -302,6 +302,7 @@ func (m *Models) bring(ctx context.Context, r *running, k known, name manifest.N
 	plain := name
 	plain.Plain = false
 	if err := m.install.Install(ctx, plain, r.digest, func(record []byte) error { r.progress.say(record); return nil }); err != nil {
+		m.unlend(ctx, r)
 		return err
 	}
 	m.deps.Refresh(ctx)

@@ -52,6 +52,7 @@ type member struct {
 	data   string // the node's
 	folder string // the engine's
 	files  *Files // nil: it is an Ollama
+	own    bool   // the engine's folder is the node's
 	engine *httptest.Server
 	http   *http.Transport
 	stop   func()
@@ -137,7 +138,7 @@ func (g *group) open(n *member) {
 	log := slog.New(slog.NewTextHandler(g, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", n.id)
 	m, err := Open(g.cfg, Deps{
 		Log: log, DataDir: n.data, Self: n.id, View: func() *cluster.View { return g.view(n.id) }, State: g.agreed, Apply: g.apply,
-		Files: n.files, Engine: n, EngineModels: func() ([]cluster.Model, bool) { g.mu.Lock(); defer g.mu.Unlock(); return n.held, true },
+		Files: n.files, OwnFolder: n.own, ModelsDir: map[bool]string{true: n.folder}[n.own], Engine: n, EngineModels: func() ([]cluster.Model, bool) { g.mu.Lock(); defer g.mu.Unlock(); return n.held, true },
 		Refresh: n.refresh, Seen: func(context.Context, cluster.NodeID) {}, Changed: func() {},
 		Peers: losing{peers, &n.loses},
 		Mesh:  in, Upstream: n.http, Now: time.Now,

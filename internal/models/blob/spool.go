@@ -267,6 +267,22 @@ func SyncFolder(dir string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// Unlink removes a file that Link made of a blob. One that is not there is no error, and one of other bytes stays.
+func (s *Spool) Unlink(d Digest, path string) error {
+	ours, err := os.Stat(s.path(d) + ".data")
+	if err != nil {
+		return nil // it was not linked, or cannot be told from others
+	}
+	is, err := os.Lstat(path)
+	if err == nil && os.SameFile(ours, is) {
+		err = os.Remove(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unlink blob: %w", err)
+	}
+	return nil
+}
+
 // Remove deletes what has come of a blob, with its list, be it half taken in. A blob that is not there is no error.
 func (s *Spool) Remove(d Digest) error {
 	if _, err := ParseDigest(string(d)); err != nil {
