@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -321,10 +322,7 @@ func (m *Models) sweep(models []cluster.Model) {
 		m.deps.Log.Warn("cannot list the spool", "err", err)
 		return
 	}
-	coming := map[string]bool{}
-	if len(digests) > 0 {
-		coming = m.coming()
-	}
+	coming := m.coming()
 	for _, d := range digests {
 		m.mu.Lock()
 		wanted := coming[d.Hex()] || m.supplies[d.Hex()] != nil || m.hashing[d.Hex()] != nil || m.serving[d.Hex()] > 0 || m.repairs.needs(d.Hex())
@@ -344,6 +342,12 @@ func (m *Models) sweep(models []cluster.Model) {
 		delete(m.used, d.Hex())
 		m.mu.Unlock()
 	}
+	m.mu.Lock()
+	maps.DeleteFunc(m.used, func(hex string, at time.Time) bool {
+		return m.deps.Now().Sub(at) >= keepUnused && !slices.Contains(digests, digest(hex))
+	})
+	m.mu.Unlock()
+	m.sweepLists(coming)
 	kept, err := os.ReadDir(filepath.Join(m.deps.DataDir, spoolDir, manifestDir))
 	if err != nil {
 		return // the next look will do
@@ -357,6 +361,40 @@ func (m *Models) sweep(models []cluster.Model) {
 			continue
 		}
 		_ = os.Remove(m.manifestFile(file.Name())) // it is tried again
+	}
+}
+
+// sweepLists drops the lists of blobs that are not here and that are not on their way.
+func (m *Models) sweepLists(coming map[string]bool) {
+	all, err := m.lists.Digests()
+	if err != nil {
+		m.deps.Log.Warn("cannot list the lists of pieces", "err", err)
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.folder == nil && !m.locked && m.deps.Files == nil {
+		return // nobody knows what the engine has
+	}
+	here := maps.Clone(coming)
+	for hex := range m.held {
+		here[hex] = true
+	}
+	for _, k := range m.manifests {
+		for _, b := range k.Blobs {
+			here[b.Digest] = true
+		}
+	}
+	for _, d := range all {
+		if here[d.Hex()] || m.repairs.needs(d.Hex()) {
+			continue
+		}
+		if at, err := m.lists.Checked(d); err != nil || m.deps.Now().Sub(at) < keepUnused {
+			continue // it was made just now
+		}
+		if err := m.lists.Remove(d); err != nil {
+			m.deps.Log.Warn("cannot drop a list of pieces", "blob", d, "err", err)
+		}
 	}
 }
 

@@ -194,3 +194,36 @@ func TestTheModelFolderIsFoundThroughAnyModelThatLiesInIt(t *testing.T) {
 		t.Errorf("a folder that is gone is kept: %v, locked %v", again, locked)
 	}
 }
+
+func TestListsOfBlobsThatAreGoneAreDropped(t *testing.T) {
+	n := alone(t)
+	m := n.file("m", some(300, 1), some(400, 2))
+	gone := some(500, 3)
+	for _, data := range [][]byte{some(300, 1), gone} {
+		l, err := blob.Make(t.Context(), bytes.NewReader(data), digestOf(data), blob.PieceSize)
+		if err == nil {
+			err = errors.Join(n.lists.Put(l), n.lists.SetChecked(l.Digest(), n.deps.Now().Add(-time.Hour)))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n.sweep(nil); len(n.listed()) != 2 {
+		t.Errorf("lists are dropped before it is known what the engine has: %q are left", n.listed())
+	}
+	n.refresh(t.Context())
+	n.take(t.Context())
+	if n.sweep(nil); !slices.Equal(n.listed(), []blob.Digest{digest(m.Blobs[0].Digest)}) {
+		t.Errorf("left are %q", n.listed())
+	}
+}
+
+// listed are the blobs whose lists are kept.
+func (n *member) listed() []blob.Digest {
+	n.g.t.Helper()
+	all, err := n.lists.Digests()
+	if err != nil {
+		n.g.t.Fatal(err)
+	}
+	return all
+}
