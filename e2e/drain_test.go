@@ -26,7 +26,7 @@ func stateOf(t *testing.T, m *member, name string) cluster.ServiceState {
 // grace.
 func leavable(t *testing.T, name, grace string) *member {
 	t.Helper()
-	config := fmt.Sprintf("schedule: {policy: weighted, weights: {a: 0.0001, c: 0.0001}}\ngateway: {resume: {drain_grace: %s}}\nengine: {slots: 128}\n", grace)
+	config := fmt.Sprintf("schedule: {policy: weighted, weights: {a: 0.0001, c: 0.0001}}\ngateway: {resume: {drain_grace: %s}, stall: {floor: 20s}}\nengine: {slots: 128}\n", grace)
 	return tuned(t, name, config, "-model", "m", "-slots", "128", "-first-token", firstToken.String(), "-token-gap", "15ms")
 }
 

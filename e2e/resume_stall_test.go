@@ -41,7 +41,7 @@ func told(t *testing.T, prompts []prompt) []reply {
 func TestFiguresOfFrozenEngines(t *testing.T) {
 	figures(t)
 	t.Parallel()
-	c := form(t, evenDoor(t), talker(t, "b", "m", "-token-gap", "20ms"), talker(t, "c", "m", "-token-gap", "20ms"))
+	c := form(t, evenly(t, ""), talker(t, "b", "m", "-token-gap", "20ms"), talker(t, "c", "m", "-token-gap", "20ms"))
 	door, prompts := c[0], mixed(18, "m", 100)
 	loaded(t, door, c[1:]...)
 	want := undisturbed(t, door.url, prompts) // shows what gaps are usual
@@ -79,7 +79,7 @@ func TestAnEngineThatFreezesBeforeItsFirstTokenIsLeftAndOneThatLoadsIsNot(t *tes
 	fault(t, c[1], `{"kind":"freeze"}`)
 	wait := askAll(t.Context(), door.url, prompts)
 	frozen := map[string]bool{}
-	eventually(t, 5*time.Second, "the frozen engine alone is silent", func() bool {
+	eventually(t, 9*time.Second, "the frozen engine alone is silent", func() bool { // it has 10 s at least
 		clear(frozen)
 		others := 0
 		for id, r := range underWay(t, door) {
@@ -148,11 +148,12 @@ func TestFiguresOfStreamsThatOutliveTheGraceOfTheirNode(t *testing.T) {
 	t.Parallel()
 	c := form(t, evenDoor(t), talker(t, "b", "m", "-token-gap", "100ms"), talker(t, "c", "m", "-token-gap", "100ms"))
 	loaded(t, c[0], c[1:]...)
-	prompts := mixed(24, "m", 330) // 33 s, and the grace is 30 s
+	prompts := mixed(24, "m", 400) // 40 s, and the grace is 30 s
 	want := told(t, prompts)
 	round := &interrupted{prompts: prompts, wait: askAll(t.Context(), c[0].url, prompts), failed: []string{"b"}}
 	round.first = begun(t, c[0], prompts, 1)
 	asked := time.Now()
+	round.at = asked
 	if err := c[1].Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -180,10 +181,11 @@ func killEngine(t *testing.T, m *member) {
 func TestStreamsWaitForTheirEngineToBeStartedAgain(t *testing.T) {
 	t.Parallel()
 	c := form(t, teller(t, "a"))
-	prompts := mixed(12, "m", 200)
+	prompts := mixed(12, "m", 400)
 	want := undisturbed(t, c[0].url, prompts)
 	r := &interrupted{prompts: prompts, wait: askAll(t.Context(), c[0].url, prompts), failed: []string{"a"}}
 	r.first = begun(t, c[0], prompts, 50)
+	r.at = time.Now()
 	killEngine(t, c[0])
 	var all tally
 	all.add(r, want, firstToken)
@@ -196,10 +198,10 @@ func TestStreamsWaitForTheirEngineToBeStartedAgain(t *testing.T) {
 func TestStreamsOfAnEngineThatDiesBesideItsNodeGoOnElsewhere(t *testing.T) {
 	t.Parallel()
 	a := teller(t, "a")
-	a.args = append(a.args, "--config", configured(t, "engine: {slots: 128}\nschedule: {policy: least-loaded}\n"))
+	a.args = append(a.args, "--config", configured(t, "engine: {slots: 128}\nschedule: {policy: least-loaded}\n"+unfrozen))
 	c := form(t, a, teller(t, "b"))
 	loadEverywhere(t, c[0], "m", c...)
-	prompts := mixed(12, "m", 200)
+	prompts := mixed(12, "m", 400)
 	want := undisturbed(t, c[0].url, prompts)
 	var all tally
 	for _, victim := range c {
@@ -211,7 +213,11 @@ func TestStreamsOfAnEngineThatDiesBesideItsNodeGoOnElsewhere(t *testing.T) {
 		c.settled(t)
 	}
 	all.report(t, "engines killed beside their nodes")
-	if p := quantile(all.pauses, 1); p > 3*time.Second {
+	limit := 3 * time.Second
+	if raceFlag != nil {
+		limit = 15 * time.Second
+	}
+	if p := quantile(all.pauses, 1); p > limit {
 		t.Errorf("a stream went on only after %v", p)
 	}
 }

@@ -18,12 +18,21 @@ import (
 // reading of a prompt.
 const firstToken = 20 * time.Millisecond
 
+// unfrozen has a gateway take no engine for frozen because the machine stood still for a moment.
+const unfrozen = "gateway: {stall: {floor: 20s}}\n"
+
 // evenDoor is a node that holds no model and spreads what it is asked evenly: with the policy ttft a node
 // that has just failed is looked at with suspicion, and serves little.
 func evenDoor(t *testing.T) *member {
 	t.Helper()
+	return evenly(t, unfrozen)
+}
+
+// evenly is evenDoor with more in its configuration, or less.
+func evenly(t *testing.T, config string) *member {
+	t.Helper()
 	m := fakeMember(t, "a")
-	m.args = append(m.args, "--config", configured(t, "schedule: {policy: least-loaded}\n"))
+	m.args = append(m.args, "--config", configured(t, "schedule: {policy: least-loaded}\n"+config))
 	return m
 }
 
@@ -32,7 +41,7 @@ func teller(t *testing.T, name string) *member {
 	t.Helper()
 	m := supervisedFake(t, name)
 	m.env = []string{"FAKEENGINE_MODELS=m", "FAKEENGINE_CHILD=1", fmt.Sprintf("FAKEENGINE_ARGS=-slots 128 -first-token %v -token-gap 10ms", firstToken)}
-	m.args = append(m.args, "--config", configured(t, "engine: {slots: 128}\n"))
+	m.args = append(m.args, "--config", configured(t, "engine: {slots: 128}\n"+unfrozen))
 	return m
 }
 
@@ -61,14 +70,15 @@ func underWay(t *testing.T, m *member) map[string]api.Request {
 }
 
 // begun waits until the prompts are under way at the door, each with so many pieces, and returns the
-// node of each that has not ended.
+// node that each was last seen on.
 func begun(t *testing.T, door *member, prompts []prompt, pieces int64) (first map[string]string) {
 	t.Helper()
-	ready := map[string]bool{}
+	first, ready := map[string]string{}, map[string]bool{}
 	eventually(t, 20*time.Second, "all answers have begun", func() bool {
-		first = map[string]string{}
 		for id, r := range underWay(t, door) {
-			first[id] = r.Node
+			if r.Node != "" {
+				first[id] = r.Node
+			}
 			ready[id] = ready[id] || r.Node != "" && r.Pieces >= pieces
 		}
 		return len(ready) == len(prompts) && !slices.Contains(slices.Collect(maps.Values(ready)), false)
@@ -82,6 +92,7 @@ type interrupted struct {
 	wait    func() []reply
 	first   map[string]string // which node each answer began on
 	failed  []string
+	at      time.Time // before they failed
 }
 
 // interrupt asks all prompts at the door, has their nodes fail in mid-stream, and waits until the
@@ -90,6 +101,7 @@ func interrupt(t *testing.T, door *member, prompts []prompt, pieces int64, fail 
 	t.Helper()
 	s := &interrupted{prompts: prompts, wait: askAll(t.Context(), door.url, prompts), failed: failed}
 	s.first = begun(t, door, prompts, pieces)
+	s.at = time.Now()
 	fail()
 	eventually(t, 20*time.Second, "the requests that are listed go on elsewhere", func() bool {
 		all := underWay(t, door)
@@ -101,8 +113,11 @@ func interrupt(t *testing.T, door *member, prompts []prompt, pieces int64, fail 
 	return s
 }
 
-// broken tells whether a prompt's answer began on a node that failed.
-func (s *interrupted) broken(i int) bool { return slices.Contains(s.failed, s.first[s.prompts[i].id]) }
+// broken tells whether a prompt's answer began on a node that failed, and had not ended before.
+func (s *interrupted) broken(i int) bool {
+	lines := s.wait()[i].lines
+	return slices.Contains(s.failed, s.first[s.prompts[i].id]) && (len(lines) == 0 || lines[len(lines)-1].at.After(s.at))
+}
 
 // goneOn is how many answers must have gone on elsewhere.
 func (s *interrupted) goneOn() (n int) {
@@ -182,7 +197,7 @@ func TestStreamsSurviveTheDeathOfTheirNode(t *testing.T) {
 	t.Parallel()
 	c := form(t, evenDoor(t), teller(t, "b"), teller(t, "c"))
 	loadEverywhere(t, c[0], "m", c[1:]...)
-	door, prompts := c[0], mixed(24, "m", 200)
+	door, prompts := c[0], mixed(24, "m", 400)
 	want := undisturbed(t, door.url, prompts)
 	var all tally
 	for _, victim := range c[1:] {
