@@ -35,7 +35,7 @@ func TestASlowBodyIsReadNoLongerThanItsRequestLasts(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					defer tc.interrupt(h, r, 300*time.Millisecond)()
+					defer tc.interrupt(h, r, 300*time.Millisecond, func() bool { return true })()
 					began := time.Now()
 					resp, err := http.DefaultClient.Do(r)
 					if err != nil {
