@@ -112,8 +112,8 @@ func TestAnImpatientClientDoesNotBlameTheEngine(t *testing.T) {
 		if resp, err := client.Do(r); err == nil {
 			resp.Body.Close()
 		}
-		if !answers(node + "/readyz") {
-			t.Fatal("the engine was called down because a client was in a hurry")
+		if code, text := ask(t, "GET", node+"/readyz", ""); code != 200 {
+			t.Fatalf("the engine was called down because a client was in a hurry: %d %s", code, text)
 		}
 	}
 	if code, text := ask(t, "POST", node+"/api/generate", `{"model":"m"}`, "X-Deadline", "soon"); code != 400 || !strings.Contains(text, "such as 30s") {
@@ -129,7 +129,7 @@ func TestAnEngineThatIsAwayForAMomentLosesNoModel(t *testing.T) {
 	m := fakeMember(t, "a", "m")
 	form(t, m)
 	fault(t, m, `{"kind":"refuse"}`)
-	eventually(t, 20*time.Second, "the engine is down", func() bool { return !answers(m.url + "/readyz") })
+	eventually(t, 20*time.Second, "the engine is down", func() bool { code, _ := ask(t, "GET", m.url+"/readyz", ""); return code == 503 })
 	if code, _, text := generate(t, m, "m", "x"); code != 503 {
 		t.Errorf("a prompt for a model whose engine is away: %d %s", code, text)
 	}
