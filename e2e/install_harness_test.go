@@ -127,6 +127,22 @@ func (b *beside) files(t *testing.T) (names, blobs []string) {
 	return names, blobs
 }
 
+// partial is how much the Ollama has written down that it has of the blobs that it was pulling.
+func (b *beside) partial(t *testing.T) (completed int64) {
+	t.Helper()
+	parts, err := filepath.Glob(filepath.Join(b.models, "blobs", "*-partial-*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range parts {
+		var wire struct{ Completed int64 }
+		if data, err := os.ReadFile(part); err == nil && json.Unmarshal(data, &wire) == nil { // it is being written
+			completed += wire.Completed
+		}
+	}
+	return completed
+}
+
 // says is what the model answers at temperature 0.
 func (b *beside) says(t *testing.T, model string) string {
 	t.Helper()

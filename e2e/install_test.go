@@ -179,8 +179,7 @@ func TestPullThatBrokeOffGoesOnWhereItWas(t *testing.T) {
 				if err := <-ended; !errors.Is(err, context.Canceled) {
 					t.Errorf("broken off: %v", err)
 				}
-				// Ollama writes down how far it came.
-				time.Sleep(time.Second)
+				eventually(t, 20*time.Second, "Ollama has written down how far it came", func() bool { return b.partial(t) >= 1<<20 })
 			} else {
 				b.process.kill()
 				if err := <-ended; err == nil {

@@ -65,15 +65,26 @@ async function works() {
 function ticks(pid) {
   let sum = 0
   for (const child of children(pid)) {
-    const fields = readFileSync(`/proc/${child}/stat`, 'utf8').replace(/.*\) /s, '').split(' ')
+    const stat = ifThere(() => readFileSync(`/proc/${child}/stat`, 'utf8'))
+    if (!stat) continue
+    const fields = stat.replace(/.*\) /s, '').split(' ')
     sum += Number(fields[11]) + Number(fields[12]) + ticks(child)
   }
   return sum
 }
 
 const children = (pid) =>
-  readdirSync(`/proc/${pid}/task`).flatMap((task) =>
-    readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8').split(' ').filter(Boolean))
+  (ifThere(() => readdirSync(`/proc/${pid}/task`)) ?? []).flatMap((task) =>
+    (ifThere(() => readFileSync(`/proc/${pid}/task/${task}/children`, 'utf8')) ?? '').split(' ').filter(Boolean))
+
+// ifThere is what read returns, or undefined when the process has ended meanwhile.
+function ifThere(read) {
+  try {
+    return read()
+  } catch (err) {
+    if (err.code !== 'ENOENT' && err.code !== 'ESRCH') throw err
+  }
+}
 
 async function eventually(what, ok, limit) {
   for (const end = Date.now() + limit; !(await ok()); await sleep(20)) {
