@@ -88,8 +88,8 @@ func hasEnded(t *testing.T, conn *net.TCPConn) (ended bool) {
 
 func TestTenThousandConnectionsThatSendNothingKeepNobodyOut(t *testing.T) {
 	const many = 10_000
-	pace := time.Duration(1 + len(raceFlag)) // with the race detector all takes longer
-	header := pace * 10 * time.Second        // the default
+	pace := time.Duration(1 + 3*len(raceFlag)) // with the race detector all takes longer
+	header := pace * 10 * time.Second          // the default
 	m := fakeMember(t, "a", "m")
 	m.args = append(m.args, "--config", configured(t, fmt.Sprintf("gateway: {timeouts: {header: %v}}\n", header)))
 	form(t, m)
