@@ -33,7 +33,7 @@ func TestAClusterOverQUICAlone(t *testing.T) {
 			}
 		}
 	}
-	loseOneUnderLoad(t, c, c[2], &load{rate: 40, model: "m", tokens: 8})
+	loseUnderLoad(t, c, func() *member { return c[2] }, 40, "m", 8)
 }
 
 // multicast tells whether this machine hears its own multicast, without which nobody finds anybody.
