@@ -577,7 +577,9 @@ func TestANodeComesBackToItsCluster(t *testing.T) {
 }
 
 func TestAllNodesStopAndStartAgain(t *testing.T) {
-	t.Parallel()
+	if raceFlag != nil { // else it measures
+		t.Parallel()
+	}
 	for _, tc := range []struct {
 		name  string
 		moved bool

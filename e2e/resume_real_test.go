@@ -60,7 +60,6 @@ func TestStreamsOfARealEngineSurviveTheDeathOfTheirNode(t *testing.T) {
 
 func TestFiguresOfRealStreamsWhoseNodesDie(t *testing.T) {
 	figures(t)
-	t.Parallel()
 	losingRealNodes(t, 4)
 }
 

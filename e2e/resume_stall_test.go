@@ -40,7 +40,6 @@ func told(t *testing.T, prompts []prompt) []reply {
 
 func TestFiguresOfFrozenEngines(t *testing.T) {
 	figures(t)
-	t.Parallel()
 	c := form(t, evenly(t, ""), talker(t, "b", "m", "-token-gap", "20ms"), talker(t, "c", "m", "-token-gap", "20ms"))
 	door, prompts := c[0], mixed(18, "m", 100)
 	loaded(t, door, c[1:]...)
@@ -126,7 +125,6 @@ func TestAnEngineThatFreezesBeforeItsFirstTokenIsLeftAndOneThatLoadsIsNot(t *tes
 
 func TestFiguresOfStreamsThatGoOnWhereTheirModelMustBeLoaded(t *testing.T) {
 	figures(t)
-	t.Parallel()
 	const load = 3 * time.Second
 	door := fakeMember(t, "a")
 	door.args = append(door.args, "--config", configured(t, "schedule: {policy: weighted, weights: {c: 0}}\n"))
@@ -145,7 +143,6 @@ func TestFiguresOfStreamsThatGoOnWhereTheirModelMustBeLoaded(t *testing.T) {
 
 func TestFiguresOfStreamsThatOutliveTheGraceOfTheirNode(t *testing.T) {
 	figures(t)
-	t.Parallel()
 	c := form(t, evenDoor(t), talker(t, "b", "m", "-token-gap", "100ms"), talker(t, "c", "m", "-token-gap", "100ms"))
 	loaded(t, c[0], c[1:]...)
 	prompts := mixed(24, "m", 400) // 40 s, and the grace is 30 s
