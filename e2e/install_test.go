@@ -132,7 +132,7 @@ func TestNamesThatACrashLeftAreDeletedAndTheirModelsStay(t *testing.T) {
 	if len(b.tags(t)) != 3 {
 		t.Fatalf("B lists %v", b.tags(t))
 	}
-	if err := b.install.Clean(t.Context()); err != nil {
+	if err := b.install.Clean(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(map[string]string{"m:latest": model}, b.tags(t)); diff != "" {
