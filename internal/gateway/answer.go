@@ -92,7 +92,7 @@ func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, lease 
 	a := &answer{lease: lease, node: lease.Node, ctx: ctx, cancel: cancel, sent: time.Now()}
 	a.watch.base = a.sent
 	if bound := req.bound(lease.Stall); bound > 0 {
-		a.watch.start(bound, cancel)
+		a.watch.start(g, a.node.ID, bound, cancel)
 	}
 	err := g.begin(ctx, x, req, a)
 	if err == nil {
@@ -356,12 +356,13 @@ type watch struct {
 	since atomic.Int64 // when the present silence began, in nanoseconds of base; 0: nobody is waiting
 	doubt atomic.Int64 // when a silence was last found too long: one that began before is not looked at once more
 	bound atomic.Int64
+	while atomic.Int64 // how long a silence beyond bound may be while the engine answers otherwise; 0: no longer
 	base  time.Time
 
 	silent, from int64 // of whoever reads: the present silence up to this read, and when that began
 }
 
-func (w *watch) start(bound time.Duration, cancel context.CancelCauseFunc) {
+func (w *watch) start(g *Gateway, node cluster.NodeID, bound time.Duration, cancel context.CancelCauseFunc) {
 	w.bound.Store(int64(bound))
 	w.since.Store(1)
 	w.timer = time.AfterFunc(math.MaxInt64, func() {
@@ -372,6 +373,10 @@ func (w *watch) start(bound time.Duration, cancel context.CancelCauseFunc) {
 		now := int64(time.Since(w.base))
 		silent := time.Duration(now - since)
 		if since != 0 && silent >= bound {
+			if int64(silent) < w.while.Load() && !g.stands(node) {
+				w.timer.Reset(bound / 4)
+				return
+			}
 			// If it was this machine that stood still, what came meanwhile is read now.
 			if since > w.doubt.Swap(now) {
 				w.timer.Reset(bound / 10)
@@ -411,8 +416,16 @@ func (w *watch) heard() time.Duration {
 	return time.Duration(silent)
 }
 
-// within sets how long a silence may be from now on. A shorter bound takes effect at once.
-func (w *watch) within(bound time.Duration) {
+// stands tells whether a node's engine answers nothing at all any more, as its node has told.
+func (g *Gateway) stands(id cluster.NodeID) bool {
+	n := g.deps.View().Node(id)
+	return n == nil || n.Engine == nil || n.Engine.Condition == cluster.EngineDown
+}
+
+// within sets how long a silence may be from now on; up to while, if that is longer and the engine answers
+// otherwise. A shorter bound takes effect at once.
+func (w *watch) within(bound, while time.Duration) {
+	w.while.Store(int64(while))
 	if w.timer == nil || w.bound.Load() == int64(bound) {
 		return
 	}

@@ -286,7 +286,7 @@ func (s *stream) end(a *answer) {
 		s.left(a)
 		return
 	}
-	a.watch.within(endWithin)
+	a.watch.within(endWithin, 0)
 	for a.err == nil && a.n == a.at {
 		if a.read() != nil {
 			return
@@ -349,16 +349,16 @@ func (s *stream) hear(a *answer, e record.Event) {
 	s.gaps.add(gap)
 }
 
-// patience is how long the engine may now be silent, after such gaps.
-func (s *stream) patience(a *answer, after *gaps) time.Duration {
+// patience is how long the engine may now be silent, after such gaps, and how long if its node says that it answers.
+func (s *stream) patience(a *answer, after *gaps) (bound, while time.Duration) {
 	stall := &a.lease.Stall
 	switch {
 	case a.outcome.First == 0:
-		return stall.First
+		return stall.First, 0
 	case s.pauses(a):
-		return max(stall.Whole, stall.First, stall.Ceiling)
+		return after.bound(*stall), max(stall.Whole, stall.First, stall.Ceiling)
 	}
-	return after.bound(*stall)
+	return after.bound(*stall), 0
 }
 
 // pauses tells whether the engine may be silent in the middle of an answer while it generates: an Ollama,

@@ -14,7 +14,7 @@ type Stall struct {
 	// below.
 	Floor time.Duration `yaml:"floor"`
 	// Ceiling is the silence that always counts, also while a model's usual one is unknown; but for one in
-	// which an Ollama may write a tool's call, which it shows when it is whole. Default 30s.
+	// which an Ollama that answers otherwise may write a tool's call, which it shows when it is whole. Default 30s.
 	Ceiling time.Duration `yaml:"ceiling"`
 	// FirstFloor is the least time that a first piece is given beyond what loading and reading the
 	// prompt are expected to take. Default 10s.
