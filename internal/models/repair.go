@@ -176,12 +176,12 @@ func (m *Models) replace(ctx context.Context, r repair, all []manifest.Blob) err
 		return err
 	}
 	var errs []error
-	for _, name := range names {
+	for i, name := range names {
 		// What is in memory is of the damaged file, and would stay.
 		if err := m.keep(ctx, m.deps.Self, name.String(), false); err != nil {
 			m.deps.Log.Debug("cannot unload a model", "model", name, "err", err)
 		}
-		errs = append(errs, m.install.Remove(ctx, name, ""))
+		errs = append(errs, m.install.Remove(ctx, name, r.names[i].Digest))
 	}
 	m.deps.Refresh(ctx)
 	m.take(ctx)
