@@ -114,8 +114,8 @@ func TestLosingANodeUnderLoadLosesNothingThatHadNotBegun(t *testing.T) {
 
 func TestLosingANodeWithRealEnginesLosesNothingThatHadNotBegun(t *testing.T) {
 	c := testCluster{realMember(t, "a"), realMember(t, "b"), realMember(t, "c")}
-	for _, m := range c { // three engines on one machine have each other wait: none of them is frozen
-		m.args = append(m.args, "--config", configured(t, "models: {"+quietModels+"}\ngateway: {stall: {first_floor: 50s}}\n"))
+	for _, m := range c { // each keeps the model, and none is frozen: three engines on one machine have each other wait
+		m.args = append(m.args, "--config", configured(t, "models: {replicas: 3}\ngateway: {stall: {first_floor: 50s}}\n"))
 	}
 	form(t, c...)
 	for _, m := range c {
