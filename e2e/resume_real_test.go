@@ -39,12 +39,14 @@ func realTeller(t *testing.T, name string) *member {
 	return m
 }
 
-// realCluster is three nodes with a real Ollama each, all with the model noise loaded. The first spreads
-// what it is asked evenly.
+// realCluster is three nodes with a real Ollama each, all with the model noise loaded, which spread what they
+// are asked evenly.
 func realCluster(t *testing.T) testCluster {
 	t.Helper()
 	c := testCluster{realTeller(t, "a"), realTeller(t, "b"), realTeller(t, "c")}
-	c[0].args = append(c[0].args, "--config", configured(t, fmt.Sprintf("engine: {slots: %d}\nschedule: {policy: least-loaded}\n", realSlots)+unfrozen))
+	for _, m := range c { // each keeps the model
+		m.args = append(m.args, "--config", configured(t, fmt.Sprintf("engine: {slots: %d}\nmodels: {replicas: 3}\nschedule: {policy: least-loaded}\n", realSlots)+unfrozen))
+	}
 	form(t, c...)
 	for _, m := range c {
 		create(t, m.url, "noise", filepath.Join(engineDir(t), "noise.gguf"))
