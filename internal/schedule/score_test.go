@@ -23,7 +23,7 @@ func TestNobodyWaitsForAnEngineThatCannotBeAskedOnceItServes(t *testing.T) {
 		"any":            {node: starting(ready("a", "m")), waits: true},
 		"tried already":  {node: starting(ready("a", "m")), tried: []cluster.NodeID{"a"}},
 		"another label":  {node: starting(ready("a", "m")), r: cluster.Request{Labels: map[string]string{"zone": "cellar"}}},
-		"another digest": {node: starting(ready("a", "m")), r: cluster.Request{Digest: "2"}},
+		"another digest": {node: starting(ready("a", "m")), r: cluster.Request{Pinned: true, Digest: "2"}},
 		"no such route":  {node: v1(starting(ready("a", "m"))), r: cluster.Request{Path: "/api/chat"}},
 	} {
 		t.Run(name, func(t *testing.T) {
