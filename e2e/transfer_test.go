@@ -117,7 +117,7 @@ func bareStream(t *testing.T) float64 {
 	defer hosts[1].Close()
 	var rates []float64
 	for range 6 {
-		rate, err := meshtest.Stream(t.Context(), hosts[0], hosts[1], 256<<20)
+		rate, err := meshtest.Stream(t.Context(), hosts[0], hosts[1], 256<<20, meshtest.Fitting)
 		if err != nil {
 			t.Fatal(err)
 		}

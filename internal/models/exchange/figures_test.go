@@ -101,7 +101,7 @@ func median(of []float64) float64 {
 // TestFiguresOfASingleTransfer has source and target on the same processors. Where these are few they are what both wait for:
 // then a transfer is slower by what reading, hashing and writing take of them, beside encryption and sockets.
 func TestFiguresOfASingleTransfer(t *testing.T) {
-	const size, rounds = 256 << 20, 5
+	const size, rounds = 256 << 20, 7
 	th, both := newThing(t, size, blob.PieceSize), hosts(t, 2)
 	from, to := exchanges(t, both[0], Config{}, th.inFile(t)), exchanges(t, both[1], Config{}, nil)
 	transfer := func() float64 {
@@ -119,21 +119,22 @@ func TestFiguresOfASingleTransfer(t *testing.T) {
 		}
 		return size / took.Seconds()
 	}
-	stream := func() float64 {
-		rate, err := meshtest.Stream(t.Context(), both[0], both[1], size)
+	stream := func(write int) float64 {
+		rate, err := meshtest.Stream(t.Context(), both[0], both[1], size, write)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return rate
 	}
 	transfer() // the connection's windows have grown
-	var transfers, streams, shares []float64
+	var transfers, streams, shares, round, roundShares []float64
 	for range rounds {
-		x, s := transfer(), stream()
+		x, s, r := transfer(), stream(meshtest.Fitting), stream(meshtest.Round)
 		transfers, streams, shares = append(transfers, x/1e6), append(streams, s/1e6), append(shares, 100*x/s)
+		round, roundShares = append(round, r/1e6), append(roundShares, 100*x/r)
 	}
-	t.Logf("%d bytes over the mesh, %d alternating rounds, medians: a transfer from a file into the spool, verified, %.0f MB/s; a bare stream %.0f MB/s; %.0f %% of it (%.0f)",
-		size, rounds, median(transfers), median(streams), median(shares), shares)
+	t.Logf("%d bytes over the mesh, %d alternating rounds, medians: a transfer from a file into the spool, verified, %.0f MB/s; a bare stream whose writes fit the mesh's messages %.0f MB/s: %.0f %% of it (%.0f); one in writes of 64 KiB %.0f MB/s: %.0f %% (%.0f)",
+		size, rounds, median(transfers), median(streams), median(shares), shares, median(round), median(roundShares), roundShares)
 	if share := median(shares); share < 30 {
 		t.Errorf("a transfer has %.0f %% of what a bare stream has", share)
 	}
