@@ -401,8 +401,9 @@ func (w *watch) reading(yes bool) {
 	now := int64(time.Since(w.base))
 	switch {
 	case !yes:
-		w.silent += now - w.from
-		w.since.Store(0)
+		if w.since.Swap(0) != 0 { // else nobody waited
+			w.silent += now - w.from
+		}
 	case w.since.Load() == 0: // else it is waited for since the request was sent
 		w.from = now
 		w.since.Store(max(1, now-w.silent))

@@ -50,7 +50,7 @@ type reply struct {
 
 	Granted bool             `json:"granted,omitempty"`
 	Nodes   []cluster.NodeID `json:"nodes,omitempty"`
-	Version uint64           `json:"version,omitempty"`
+	Version uint64           `json:"version,omitempty"` // of the State since which it is wanted so
 }
 
 func (r reply) err() error {

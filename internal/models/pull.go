@@ -191,8 +191,24 @@ func (m *Models) askOnceToPlace(ctx context.Context, wish Wish) (choice, error) 
 	if err := m.ask(ctx, leader, "POST", placePath, wish, &r); err != nil {
 		return choice{}, err
 	}
+	m.hear(ctx, r.Version)
 	return choice{r.Nodes, r.Version}, r.err()
 }
+
+// hear waits until this node's own State is that of a version, so that whoever asked it sees what he did. One that hears
+// nothing for long does not hold up what was agreed.
+func (m *Models) hear(ctx context.Context, version uint64) {
+	for range hearWithin / hearEvery {
+		if m.deps.State().Version >= version || !sleep(ctx, hearEvery) {
+			return
+		}
+	}
+}
+
+const (
+	hearEvery  = 10 * time.Millisecond
+	hearWithin = 2 * time.Second
+)
 
 // place has a wish agreed, chooses the nodes, and begins.
 func (m *Models) place(ctx context.Context, wish Wish) (choice, error) {

@@ -47,7 +47,8 @@ type Config struct {
 	// Ceiling gives an engine fewer requests at once than it takes, for a while, after it has not begun some
 	// in time. Default true.
 	Ceiling bool `yaml:"ceiling"`
-	// Weights of nodes by name, for the policy weighted. A node that is not named has 1; 0 is none.
+	// Weights of nodes by name, for the policy weighted. A node that is not named has 1; 0 is none,
+	// but for answers that broke elsewhere.
 	Weights map[string]float64 `yaml:"weights"`
 	// Aliases are names that clients may use for a model, each with the models to try in this order.
 	Aliases map[string][]string `yaml:"aliases"`

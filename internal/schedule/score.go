@@ -109,7 +109,7 @@ func (s *Scheduler) unfit(replica cluster.Replica, r *cluster.Request, tried []c
 		return otherLabels
 	case r.MinContext > 0 && s.hasLess(replica, r):
 		return lessContext
-	case r.Infers && s.cfg.Policy == Weighted && s.weight(n) == 0:
+	case r.Infers && !r.Urgent && s.cfg.Policy == Weighted && s.weight(n) == 0: // a broken answer may go on there
 		return noWeight
 	case !n.Serves(): // last: it would be a candidate if it did
 		return notServing
