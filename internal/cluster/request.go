@@ -14,6 +14,8 @@ type Request struct {
 	Canonical string
 	// Infers tells that it takes a slot of an engine, for which it may have to wait.
 	Infers bool
+	// Reads tells that the answer is not generated: embeddings.
+	Reads bool
 
 	PromptBytes int // length of what the model has to read, with its quotes and keys
 	ImageBytes  int // length of the pictures in it, which are not counted there

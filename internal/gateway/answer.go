@@ -69,6 +69,11 @@ const refusedHeader = "X-Ollamamax-Refused"
 // brokeHeader is how a node tells that its engine failed before an answer began.
 const brokeHeader = "X-Ollamamax-Broke"
 
+// saidError is what an engine sent instead of an answer: asked again it would send the same.
+type saidError string
+
+func (e saidError) Error() string { return string(e) }
+
 // refusedError is why a node did nothing.
 type refusedError string
 
@@ -92,6 +97,9 @@ func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, lease 
 	a := &answer{lease: lease, node: lease.Node, ctx: ctx, cancel: cancel, sent: time.Now()}
 	a.watch.base = a.sent
 	if bound := req.bound(lease.Stall); bound > 0 {
+		if req.route.multipart { // a recording may last
+			a.watch.while.Store(int64(longest))
+		}
 		a.watch.start(g, a.node.ID, bound, cancel)
 	}
 	err := g.begin(ctx, x, req, a)
@@ -114,6 +122,9 @@ func (g *Gateway) attempt(ctx context.Context, x *exchange, req *request, lease 
 	a.close()
 	return nil, err
 }
+
+// longest is how long a recording is listened to, by an engine that answers otherwise.
+const longest = 12 * time.Hour
 
 // begin sends the request and reads the first piece of the answer.
 func (g *Gateway) begin(ctx context.Context, x *exchange, req *request, a *answer) (err error) {
@@ -191,9 +202,9 @@ func (a *answer) firstRecord() error {
 			e := record.NewTracker(a.form, false).Follow((*a.buf)[:n])
 			switch {
 			case e.Garbage:
-				return fmt.Errorf("engine sent what is no record of its route: %.80q", (*a.buf)[:n])
+				return saidError(fmt.Sprintf("engine sent what is no record of its route: %.80q", (*a.buf)[:n]))
 			case e.Failed:
-				return fmt.Errorf("engine said: %s", e.Message)
+				return saidError("engine said: " + e.Message)
 			}
 			a.hear(e)
 			return nil
@@ -273,7 +284,7 @@ func (a *answer) whole(max int64, generates bool) error {
 	// A body without a length may end anywhere and look whole.
 	if a.err == io.EOF && a.resp.StatusCode == http.StatusOK && (generates || strings.HasPrefix(a.resp.Header.Get("Content-Type"), "application/json")) &&
 		!gjson.ValidBytes((*a.buf)[:a.n]) {
-		return fmt.Errorf("engine sent what is no whole answer: %d bytes that are no JSON", a.n)
+		return saidError(fmt.Sprintf("engine sent what is no whole answer: %d bytes that are no JSON", a.n))
 	}
 	return nil
 }

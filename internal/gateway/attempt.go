@@ -131,8 +131,8 @@ func (g *Gateway) acquire(x *exchange, req *request, tried []cluster.NodeID) (*c
 }
 
 // next lends the slot for another attempt; nil if there is to be none. After a node that did nothing
-// the request waits for one again, before those who have not yet had their turn; after one that is
-// overloaded it is tried only where there is room, and within the budget.
+// the request waits for one again, before those who have not yet had their turn; if that was the only one, it is
+// asked once more, within the budget; after one that is overloaded it is tried only where there is room, and within the budget.
 func (g *Gateway) next(x *exchange, req *request, a *answer, err error, tried []cluster.NodeID, retried bool) (*cluster.Lease, bool) {
 	if !overloaded(a) && !errors.Is(err, errFrozen) {
 		req.Again = true
@@ -169,7 +169,9 @@ func (g *Gateway) again(x *exchange, req *request) *cluster.Lease {
 const againAfter = 250 * time.Millisecond
 
 // broke tells whether a node broke before it answered: it did not refuse, nor say anything else.
-func broke(a *answer, err error) bool { return a == nil && !errors.As(err, new(refusedError)) }
+func broke(a *answer, err error) bool {
+	return a == nil && !errors.As(err, new(refusedError)) && !errors.As(err, new(saidError))
+}
 
 // noLease says why no node is asked.
 func (g *Gateway) noLease(x *exchange, req *request, err error) error {
@@ -418,6 +420,10 @@ func (g *Gateway) fail(x *exchange, err error) {
 	inner := false
 	switch {
 	case errors.As(err, &refused):
+		if refused.elsewhere && x.local {
+			refuse(x, refused.message)
+			return
+		}
 		status, inner = refused.status, refused.inner
 	case errors.Is(err, errCancelled):
 		status = http.StatusServiceUnavailable

@@ -7,8 +7,8 @@ import (
 )
 
 // Retry bounds second attempts after an engine could not in time: all of them together must not be
-// asked twice as much because they are asked too much. Attempts after a node that did nothing at all
-// cost nothing.
+// asked twice as much because they are asked too much. Attempts at another node after
+// one that did nothing at all cost nothing.
 type Retry struct {
 	// Budget is the share of requests that may be tried again. Default 0.2. Needs a restart, as all
 	// below.

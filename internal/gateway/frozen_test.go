@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -56,6 +57,7 @@ func TestWhatTakesLongByNatureHasItsTime(t *testing.T) {
 				select {
 				case <-time.After(time.Hour):
 				case <-r.Context().Done():
+					return nil, context.Cause(r.Context())
 				}
 				return respond(200, "{}"), nil
 			})

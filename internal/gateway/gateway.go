@@ -30,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ollamamax/ollamamax/internal/cluster"
+	"github.com/ollamamax/ollamamax/internal/gateway/record"
 )
 
 // Config bounds what a client may ask of the gateway.
@@ -38,7 +39,7 @@ type Config struct {
 	// bounded. Default 128 MiB. Needs a restart.
 	MaxBodyBytes int64 `yaml:"max_body_bytes"`
 	// BodyBudgetBytes bounds the memory of all bodies together, beyond the first 64 KiB of each; what is
-	// more is refused with 503. Default 1 GiB. Needs a restart.
+	// more is refused with 503. One body may always have MaxBodyBytes. Default 1 GiB. Needs a restart.
 	BodyBudgetBytes int64 `yaml:"body_budget_bytes"`
 	// Timeouts need a restart.
 	Timeouts Timeouts `yaml:"timeouts"`
@@ -77,8 +78,8 @@ func (c Config) Validate() error {
 	if c.MaxBodyBytes < 1024 {
 		return fmt.Errorf("gateway.max_body_bytes is %d: give at least 1024", c.MaxBodyBytes)
 	}
-	if c.BodyBudgetBytes < c.MaxBodyBytes {
-		return fmt.Errorf("gateway.body_budget_bytes is %d: give at least gateway.max_body_bytes, %d", c.BodyBudgetBytes, c.MaxBodyBytes)
+	if c.BodyBudgetBytes < 1024 {
+		return fmt.Errorf("gateway.body_budget_bytes is %d: give at least 1024", c.BodyBudgetBytes)
 	}
 	for name, d := range map[string]time.Duration{"header": c.Timeouts.Header, "read": c.Timeouts.Read, "write": c.Timeouts.Write, "idle": c.Timeouts.Idle} {
 		if d <= 0 {
@@ -272,6 +273,8 @@ func priority(r *http.Request) (cluster.Priority, error) {
 func (g *Gateway) read(x *exchange) *request {
 	req := &request{route: x.route, local: x.local}
 	req.Path, req.ID, req.Infers, req.Priority = x.r.URL.Path, x.id, x.route.infers, x.priority
+	_, generates := record.FormOf(req.Path)
+	req.Reads = req.Infers && !generates && !x.route.multipart
 	if x.r.Method == http.MethodGet {
 		return req
 	}
@@ -285,6 +288,9 @@ func (g *Gateway) read(x *exchange) *request {
 		req.Prefix = g.prefix(req)
 		req.Labels, err = requiredLabels(x.r)
 		g.prepare(req)
+	}
+	if more := len(req.text); err == nil && more > 0 && &req.text[0] != &body[0] { // decompressed, or given a seed
+		err = g.bodies.hold(x, int64(len(body)+more))
 	}
 	if err != nil {
 		g.fail(x, err)

@@ -79,4 +79,6 @@ type result struct {
 }
 
 // good tells whether the answer is worth more than what another attempt may still say.
-func (r result) good() bool { return r.err == nil && r.a.resp.StatusCode == http.StatusOK }
+func (r result) good() bool {
+	return r.err == nil && !overloaded(r.a) && r.a.resp.StatusCode != http.StatusNotFound && r.a.resp.StatusCode != http.StatusTooManyRequests
+}

@@ -38,6 +38,8 @@ type refusal struct {
 	// inner marks what the handlers of /api refuse, which Ollama's /v1 routes write in another way
 	// than their own refusals.
 	inner bool
+	// elsewhere tells that only this node cannot.
+	elsewhere bool
 	// retryAfter is when it may be worth to ask again; 0: a second.
 	retryAfter time.Duration
 }
@@ -100,10 +102,14 @@ func (g *Gateway) prepare(req *request) {
 	if !generates || g.cfg.Resume.Attempts == 0 || req.notObject {
 		return
 	}
+	again := !req.stream && (req.MaxTokens > 0 && req.MaxTokens <= foldable || !req.prompt && !req.hasInput || !g.folds(req.Model, form))
+	if again { // nothing of it will have been said
+		return
+	}
 	if g.cfg.Resume.Seed && g.needsSeed(req) {
 		req.replace(resume.WithSeed(req.Path, req.text, int(rand.Int32())))
 	}
-	if req.stream || req.MaxTokens > 0 && req.MaxTokens <= foldable || !req.prompt && !req.hasInput || !g.folds(req.Model, form) {
+	if req.stream {
 		return
 	}
 	if text, ok := resume.AsStream(req.Path, req.text); ok {
@@ -242,7 +248,7 @@ func (b *bodies) hold(x *exchange, received int64) error {
 	}
 	if b.held.Add(more) > b.max {
 		b.held.Add(-more)
-		return &refusal{status: http.StatusServiceUnavailable,
+		return &refusal{status: http.StatusServiceUnavailable, elsewhere: true,
 			message: "the bodies of other requests take all the memory that there is for them: ask again later, or raise gateway.body_budget_bytes on this node"}
 	}
 	x.held += more

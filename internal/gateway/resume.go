@@ -253,7 +253,7 @@ func (s *stream) resume(attempt int, t turns, digest string, window int) (*rest,
 	r := s.remainder(digest, window)
 	again := s.onlyAgain
 	last := errors.New("no other node holds the same model and is well")
-	for {
+	for asked := false; !asked || ctx.Err() == nil; asked = true {
 		if lease := s.g.deps.Try(&r, t.notYet(time.Now())); lease != nil {
 			next, over, err := s.ask(s.x.ctx, lease)
 			switch {
@@ -292,15 +292,30 @@ func (s *stream) resume(attempt int, t turns, digest string, window int) (*rest,
 		case <-ticker.C:
 		}
 	}
+	return nil, last
 }
 
-// remainder is the request for the rest of the answer, as far as a choice of nodes goes.
+// remainder is the request for the rest of the answer, as far as a choice of nodes goes. It needs the context that the
+// answer began with, or less, if prompt and answer surely fit.
 func (s *stream) remainder(digest string, window int) cluster.Request {
 	r := s.req.Request
-	r.Urgent, r.Pinned, r.Digest, r.MinContext = true, true, digest, window
+	limit := r.MaxTokens
+	if limit == 0 {
+		limit = s.pieces + usualRest
+	}
+	if r.NumCtx > 0 {
+		window = min(window, r.NumCtx)
+	}
+	r.MinContext = min(window, (r.PromptBytes+r.ImageBytes)/leastBytesPerToken+limit)
+	r.Urgent, r.Pinned, r.Digest = true, true, digest
 	r.PromptBytes += len(s.text)
 	return r
 }
+
+const (
+	usualRest          = 2048 // tokens for which there must be room, where no limit was asked for
+	leastBytesPerToken = 2
+)
 
 // resumeEvery is how often a broken answer looks for a node, when none was there, and how soon it comes
 // back to one that failed for the first time.
@@ -464,7 +479,7 @@ func (s *stream) call(ctx context.Context, lease *cluster.Lease, path string, bo
 		return nil, fmt.Errorf("read answer of %s: %w", path, err)
 	case len(text) > maxCalled:
 		return nil, fmt.Errorf("read answer of %s: longer than %d bytes", path, maxCalled)
-	case resp.Header.Get(refusedHeader) != "":
+	case resp.Header.Get(refusedHeader) != "" && lease.Node.ID != s.g.deps.View().Self:
 		return nil, refusedError(resp.Header.Get(refusedHeader))
 	case resp.StatusCode != http.StatusOK:
 		return nil, fmt.Errorf("ask %s: status %d: %.200s", path, resp.StatusCode, text)

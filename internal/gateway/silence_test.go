@@ -119,6 +119,15 @@ func TestAPromptThatIsReadIsNoFrozenEngine(t *testing.T) {
 	}
 }
 
+func TestTheTimeToTheFirstTokenIsNoGap(t *testing.T) {
+	pieces := slices.Concat([]timed{{5 * time.Second, chatChunk}}, times(9, timed{20 * time.Millisecond, chatChunk}), []timed{{0, chatStop}})
+	_, _, outcomes := askOf(t, "a", cluster.LlamaServer, cluster.Stall{First: time.Minute, Next: time.Second, Floor: time.Second, Ceiling: time.Minute}, "/v1/chat/completions", chatStream,
+		func(_ string, r *http.Request) (*http.Response, error) { return telling(r, events, pieces), nil })
+	if o := outcomes[0]; o.First != 5*time.Second || o.MaxGap != 20*time.Millisecond {
+		t.Errorf("the first token after %v, the longest gap %v: want 5s and 20ms", o.First, o.MaxGap)
+	}
+}
+
 func TestAFrozenEngineIsNotSavedByTheServerInFrontOfIt(t *testing.T) {
 	for name, tc := range map[string]struct {
 		tokens int
@@ -253,6 +262,26 @@ func TestABrokenStreamAsksNobodyTooOften(t *testing.T) {
 				t.Errorf("asked %s, the other node more than %d times\n%.1000s", nodes, tc.most, text)
 			}
 		})
+	}
+}
+
+func TestNodesThatHangOneAfterTheOtherAreNotAskedBeyondTheWait(t *testing.T) {
+	var broke, asked time.Time
+	text, nodes, _ := askOf(t, "abc", cluster.LlamaServer, soon, "/v1/chat/completions", chatStream, func(node string, r *http.Request) (*http.Response, error) {
+		if broke.IsZero() {
+			broke = time.Now()
+			return telling(r, events, []timed{{0, chatChunk}}), nil // and no end
+		}
+		if node == "a" {
+			return refusedDial(r)
+		}
+		asked = time.Now()
+		<-r.Context().Done()
+		return nil, context.Cause(r.Context())
+	})
+	wait := Default().Resume.Wait
+	if last := asked.Sub(broke); !strings.ContainsAny(nodes, "bc") || last > wait || listen(t, "/v1/chat/completions", text).failures != 1 {
+		t.Errorf("asked %s, the last one %v after the break: an answer waits for %v\n%.300s", nodes, last, wait, text)
 	}
 }
 

@@ -90,8 +90,12 @@ func (s *Scheduler) wait(ctx context.Context, r *cluster.Request, tried []cluste
 	q := &s.queue
 	w := &waiter{r: r, tried: tried, kind: kind(r), since: time.Now(), granted: make(chan *cluster.Lease, 1)}
 	if s.Length() >= q.cfg.Max && !q.waits(w.kind) { // those who wait may wait for other nodes
-		if lease, _ := s.place(r, tried, 0); lease != nil {
+		lease, verdict := s.place(r, tried, 0)
+		switch {
+		case lease != nil:
 			return lease, nil
+		case verdict == nobody: // it makes nobody go
+			return nil, cluster.ErrNobody
 		}
 	}
 	if err := q.enter(w, s.guess(r)); err != nil {
@@ -151,7 +155,7 @@ func (q *queue) enter(w *waiter, guess time.Duration) error {
 	var full *cluster.NoRoomError
 	if n := int(q.waiting.Load()); n >= q.cfg.Max && !w.r.Again {
 		full = &cluster.NoRoomError{Why: fmt.Sprintf("all nodes that could serve this are busy, and %d requests wait already", n), RetryAfter: p.after(1, now)}
-		if last = q.last(a); last == nil {
+		if last = q.last(a, key.priority); last == nil {
 			return full
 		}
 	}
@@ -191,15 +195,15 @@ func (q *queue) enter(w *waiter, guess time.Duration) error {
 }
 
 // last returns the last request of the account of which most wait, if those are more than the newcomer's
-// would be with one more: who fills the queue makes room for who does not. Without one it returns nil.
-func (q *queue) last(newcomer *served) (last *waiter) {
+// would be with one more, and not more urgent: who fills the queue makes room for who does not. Without one it returns nil.
+func (q *queue) last(newcomer *served, priority cluster.Priority) (last *waiter) {
 	least := 1
 	if newcomer != nil {
 		least += newcomer.waiting
 	}
 	most, found := account{}, false
 	for key, a := range q.accounts {
-		if a.waiting > least {
+		if a.waiting > least && key.priority <= priority {
 			most, least, found = key, a.waiting, true
 		}
 	}

@@ -447,3 +447,48 @@ func TestOneCallerDoesNotFillTheQueueForAll(t *testing.T) {
 		}
 	})
 }
+
+func TestNobodyMakesRoomForWhoIsLessUrgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		node := oneSlot()
+		s := scheduling(t, Default(), Queue{Max: 4, Wait: time.Hour}, func() *cluster.View {
+			return cluster.NewView("self", time.Time{}, []*cluster.Node{node})
+		})
+		busy, err := s.Acquire(t.Context(), from("x", 0), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var waiting sync.WaitGroup
+		var refused atomic.Int64
+		enter := func(r *cluster.Request) {
+			waiting.Go(func() {
+				lease, err := s.Acquire(t.Context(), r, nil)
+				if err != nil {
+					refused.Add(1)
+					return
+				}
+				lease.Done(cluster.Outcome{Result: cluster.Answered, First: time.Millisecond})
+			})
+			synctest.Wait()
+		}
+		urgent := func(i int) *cluster.Request { r := from("crowd", i); r.Priority = cluster.High; return r }
+		for i := range 4 {
+			enter(urgent(i))
+		}
+		less := from("one", 0)
+		less.Priority = cluster.Low
+		if enter(less); refused.Load() != 1 || s.Length() != 4 {
+			t.Errorf("%d were refused, %d wait", refused.Load(), s.Length())
+		}
+		nowhere := from("other", 0) // no node may serve it
+		nowhere.Labels, nowhere.Priority = map[string]string{"zone": "nowhere"}, cluster.High
+		if enter(nowhere); refused.Load() != 2 || s.Length() != 4 {
+			t.Errorf("%d were refused, %d wait", refused.Load(), s.Length())
+		}
+		busy.Done(cluster.Outcome{})
+		waiting.Wait()
+		if refused.Load() != 2 {
+			t.Errorf("%d were refused in all", refused.Load())
+		}
+	})
+}

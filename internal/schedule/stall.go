@@ -65,7 +65,7 @@ func (s *Scheduler) bounds(c *candidate, r *cluster.Request) cluster.Stall {
 			most = min(most, float64(r.MaxTokens))
 		}
 		b.Whole = b.First + time.Duration(8*most*float64(k.gap))
-	case k.prefill > 0 && k.output == 0 && r.PromptBytes > 0: // it only reads
+	case r.Reads && k.prefill > 0:
 		b.Whole = b.First
 	}
 	return b

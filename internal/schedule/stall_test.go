@@ -15,10 +15,12 @@ func TestEveryAnswerHasAnEnd(t *testing.T) {
 	for name, tc := range map[string]struct {
 		shown  *cluster.Outcome // by an answer before
 		prompt int
+		reads  bool
 		whole  time.Duration
 	}{
 		"of a model that is new":      {whole: DefaultStall().FirstCeiling, prompt: 1000},
-		"of a model that only reads":  {shown: &embedding, prompt: 1000, whole: DefaultStall().FirstFloor + 400*time.Millisecond},
+		"that is not generated":       {shown: &embedding, prompt: 1000, reads: true, whole: DefaultStall().FirstFloor + 400*time.Millisecond},
+		"of a model that only read":   {shown: &embedding, prompt: 1000, whole: DefaultStall().FirstCeiling},
 		"of a recording":              {shown: &embedding, whole: DefaultStall().FirstCeiling},
 		"of a model of unknown speed": {shown: &written, prompt: 1000, whole: DefaultStall().FirstCeiling},
 	} {
@@ -30,7 +32,9 @@ func TestEveryAnswerHasAnEnd(t *testing.T) {
 					time.Sleep(tc.shown.First)
 					lease.Done(*tc.shown)
 				}
-				lease := s.Try(prompt(tc.prompt), nil)
+				r := prompt(tc.prompt)
+				r.Reads = tc.reads
+				lease := s.Try(r, nil)
 				defer lease.Done(cluster.Outcome{})
 				if got := lease.Stall.Whole; got != tc.whole {
 					t.Errorf("it may take %v, want %v", got, tc.whole)
