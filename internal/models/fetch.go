@@ -414,10 +414,18 @@ func (m *Models) sayProgress(r *running) {
 	}
 }
 
-// dropHeld drops a blob from the spool that the engine has now, and that nobody waits for: the last to go drops it.
+// dropHeld drops a blob from the spool that a model of the engine's has now, and that nobody waits for: the last to go drops it. A
+// blob in the engine's folder that no model has goes with the next start of the engine, if a failed install did not take it back.
 func (m *Models) dropHeld(of string) {
+	if _, err := m.stat(of); err != nil {
+		return // what was last listed may be gone
+	}
+	held := false
 	m.mu.Lock()
-	_, held := m.held[of]
+	for _, k := range m.manifests {
+		_, has := k.Blob(of)
+		held = held || has
+	}
 	_, wanted := m.supplies[of]
 	repaired := m.repairs.needs(of) && len(m.repairs.away) == 0 // what the engine has is damaged, or goes with it
 	m.mu.Unlock()

@@ -52,3 +52,24 @@ func TestWhatWasLentForNothingIsTakenBack(t *testing.T) {
 		t.Error("a blob of another model is taken from it")
 	}
 }
+
+func TestAFailedInstallLeavesTheSpoolWhatItLent(t *testing.T) {
+	g := newGroup(t, "a")
+	n := &member{g: g, id: "a", data: t.TempDir(), folder: t.TempDir(), own: true}
+	n.file("there", some(300, 3), some(300, 4))
+	g.open(n)
+	until(t, "that it runs", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return n.run != nil })
+	data := some(400, 1)
+	m := g.publish("m", data, some(300, 2))
+	n.spooled(data, 1)
+	r := &running{job: job{"m", "no digest that an engine takes"}, manifest: &m, missing: []string{m.Blobs[0].Digest}, progress: newProgress()}
+	if err := n.bring(t.Context(), r, known{Manifest: m}, mustName(t, "m")); err == nil {
+		t.Fatal("it is installed")
+	}
+	if _, err := os.Lstat(n.lent(m.Blobs[0].Digest)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left in the engine's folder: %v", err)
+	}
+	if !n.inSpool(t.Context(), m.Blobs[0]) {
+		t.Error("the only copy is gone")
+	}
+}
