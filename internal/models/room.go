@@ -74,7 +74,8 @@ func (m *Models) checkRoom(ctx context.Context, spool, engine int64) error {
 	return blob.CheckRoom(ctx, m.deps.DataDir, spool, m.cfg.DiskReserveBytes)
 }
 
-// otherDisk is the folder of the engine's models, if it is known and does not lie on the disk of the data directory.
+// otherDisk is the folder of the engine's models, if it is known and does not lie on the disk of the data directory. One that cannot
+// be looked at (the engine's, of another user, perhaps) is taken to lie there: it needs room, and nothing else is known of it.
 func (m *Models) otherDisk(ctx context.Context) string {
 	dir := m.deps.ModelsDir
 	m.mu.Lock()
@@ -88,11 +89,15 @@ func (m *Models) otherDisk(ctx context.Context) string {
 	if dir == "" || blob.SameDisk(ctx, m.deps.DataDir, dir) {
 		return ""
 	}
+	if _, err := blob.Free(ctx, dir); err != nil {
+		m.deps.Log.Debug("cannot see how much room the engine has", "err", err)
+		return ""
+	}
 	return dir
 }
 
-// EngineDiskFree is how many bytes are free where the engine keeps its models, if that is known to be another disk than the
-// data directory's; else 0.
+// EngineDiskFree is how many bytes are free where the engine keeps its models, at least 1, if that is known to be another disk than
+// the data directory's; else 0.
 func (m *Models) EngineDiskFree(ctx context.Context) int64 {
 	dir := m.otherDisk(ctx)
 	if dir == "" {
@@ -100,7 +105,7 @@ func (m *Models) EngineDiskFree(ctx context.Context) int64 {
 	}
 	free, err := blob.Free(ctx, dir)
 	if err != nil {
-		m.deps.Log.Debug("cannot see how much room the engine has", "err", err)
+		return 0 // it was there a moment ago
 	}
-	return free
+	return max(free, 1)
 }

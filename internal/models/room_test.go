@@ -2,6 +2,7 @@ package models
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
@@ -60,5 +61,20 @@ func TestASecondNameOfWhatALockedEngineHasNeedsNoRoom(t *testing.T) {
 	m.manifests["m"] = known{Manifest: manifest.Manifest{Blobs: []manifest.Blob{has}}}
 	if missing := m.missing(manifest.Manifest{Blobs: []manifest.Blob{has, lacks}}); len(missing) != 1 || missing[0] != lacks.Digest {
 		t.Errorf("missing are %q", missing)
+	}
+}
+
+func TestAFolderThatCannotBeLookedAtIsNoOtherDisk(t *testing.T) {
+	dir := t.TempDir()
+	m := &Models{deps: Deps{Log: slog.New(slog.DiscardHandler), DataDir: dir, ModelsDir: filepath.Join(dir, "none")}}
+	if err := m.checkRoom(t.Context(), 1, 1); err != nil {
+		t.Errorf("there is room: %v", err)
+	}
+	var full *blob.NoRoomError
+	if err := m.checkRoom(t.Context(), 1, 1<<60); !errors.As(err, &full) {
+		t.Errorf("the engine's copy needs no room: %v", err)
+	}
+	if free := m.EngineDiskFree(t.Context()); free != 0 {
+		t.Errorf("another disk with %d bytes free is told", free)
 	}
 }

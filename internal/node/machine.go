@@ -39,10 +39,12 @@ func (n *Node) measure(ctx context.Context) {
 		m.Memory = cluster.Memory{Total: int64(v.Total), Free: round(v.Available, 256<<20)}
 	}
 	if u, err := disk.UsageWithContext(ctx, n.cfg.Node.DataDir); err == nil {
-		m.DiskFree = round(u.Free, 1<<30)
+		m.DiskFree = roundDisk(u.Free)
 	}
 	if n.models != nil {
-		m.ModelsDiskFree = round(uint64(n.models.EngineDiskFree(ctx)), 1<<30)
+		if free := n.models.EngineDiskFree(ctx); free > 0 {
+			m.ModelsDiskFree = roundDisk(uint64(free))
+		}
 	}
 	if l, err := load.AvgWithContext(ctx); err == nil {
 		m.Load = cluster.Load{One: math.Round(l.Load1*2) / 2, Five: math.Round(l.Load5*2) / 2}
@@ -52,6 +54,9 @@ func (n *Node) measure(ctx context.Context) {
 
 // round rounds down to a whole number of units.
 func round(bytes, unit uint64) int64 { return int64(bytes / unit * unit) }
+
+// roundDisk rounds what a disk has free. A full one has a byte, since 0 is unknown.
+func roundDisk(bytes uint64) int64 { return max(round(bytes, 1<<30), 1) }
 
 // keepPinging measures the links to the peers until ctx ends.
 func (n *Node) keepPinging(ctx context.Context) {
