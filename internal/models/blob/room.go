@@ -43,7 +43,8 @@ func Free(ctx context.Context, dir string) (int64, error) {
 	return int64(min(usage.Free, math.MaxInt64)), nil
 }
 
-// SameDisk tells whether two folders share the room of one disk. Volumes of one pool tell the same figures.
+// SameDisk tells whether two folders share the room of one disk. Subvolumes have devices of their own and tell the figures of the
+// disk, but for what is written between the two looks.
 func SameDisk(ctx context.Context, a, b string) bool {
 	if sameDevice(a, b) {
 		return true
@@ -53,5 +54,7 @@ func SameDisk(ctx context.Context, a, b string) bool {
 		return false
 	}
 	other, err := disk.UsageWithContext(ctx, b)
-	return err == nil && of.Total == other.Total && of.Free == other.Free
+	return err == nil && of.Total == other.Total && max(of.Free, other.Free)-min(of.Free, other.Free) <= writtenBetween
 }
+
+const writtenBetween = 64 << 20
