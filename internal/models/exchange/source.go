@@ -340,7 +340,7 @@ func (s *source) received(n, piece int, whole bool) bool {
 	defer s.t.mu.Unlock()
 	s.t.received += int64(n)
 	s.t.meter.add(now, n)
-	s.t.heard, s.view.heard = now, now
+	s.t.heard, s.view.heard, s.t.refused = now, now, time.Time{}
 	r := s.t.node(s.id)
 	r.bytes += int64(n)
 	r.meter.add(now, n)

@@ -52,6 +52,7 @@ type Transfer struct {
 	meter    meter
 	heard    time.Time // when any bytes came, or might have if we had taken them
 	full     time.Time // since when all named nodes are busy with other transfers of ours; the zero time: they are not
+	refused  time.Time // when a node first said that it serves others, since bytes came last; the zero time: none did
 	done     chan struct{}
 	failed   error // ours: a full disk
 }
@@ -84,7 +85,7 @@ func (t *Transfer) Run(ctx context.Context) error {
 	p, err := t.open(ctx)
 	if err == nil {
 		t.mu.Lock()
-		t.partial, t.heard = p, time.Now()
+		t.partial, t.heard, t.refused = p, time.Now(), time.Time{}
 		t.mu.Unlock()
 		err = t.fetch(ctx, p)
 	}
@@ -232,8 +233,8 @@ func (t *Transfer) connect(ctx context.Context, now time.Time, k *keeper, work *
 	t.wait(t.full, now)
 }
 
-// wait notes that the transfer waits for others of ours: it is patient then, but no longer than these may take for a piece. The
-// caller holds the lock.
+// wait notes that the transfer waits for others: it is patient then, but no longer than these may take for a piece. The caller
+// holds the lock.
 func (t *Transfer) wait(since, now time.Time) {
 	if now.Sub(since) <= t.x.config.Slow {
 		t.heard = now
@@ -279,7 +280,11 @@ func (t *Transfer) ended(id cluster.NodeID, err error) {
 	}
 	longest := lastWait
 	if errors.Is(err, errBusy) { // our turn comes
-		longest, t.heard = busyWait, now
+		longest = busyWait
+		if t.refused.IsZero() {
+			t.refused = now
+		}
+		t.wait(t.refused, now)
 	}
 	r.wait = min(max(2*r.wait, firstWait), longest)
 	r.retry = now.Add(r.wait/2 + rand.N(r.wait/2))

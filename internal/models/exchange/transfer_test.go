@@ -3,6 +3,7 @@ package exchange
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"strings"
 	"sync/atomic"
@@ -381,6 +382,31 @@ func TestABusyNodeIsWaitedFor(t *testing.T) {
 			t.Error(err)
 		}
 		if err := <-slow; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestANodeThatIsAlwaysBusyIsNotWaitedForForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, th := newWorld(t), newThing(t, 2*piece, piece)
+		l := w.raw("full")
+		defer l.Close()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() { _, _ = io.Copy(io.Discard, c) }() // until it is closed
+				_, _ = c.Write(no(busy))                      // it may have left
+				_ = c.Close()
+			}
+		}()
+		b := w.node("b", Config{Patience: 5 * time.Second, Slow: time.Minute}, "", nothing, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		if err := b.x.Transfer(th.want("full"), b.spool).Run(ctx); !errors.Is(err, ErrNobody) || !strings.Contains(err.Error(), busy) {
 			t.Error(err)
 		}
 	})
