@@ -178,7 +178,7 @@ type Models struct {
 	numbered   int             // jobs so far
 	jobs       map[job]*running
 	supplies   map[string]*supply      // by a blob's digest
-	wrong      map[string]time.Time    // blobs that the registry has wrong, and when they came
+	wrong      map[wrongBlob]time.Time // blobs that the registry has wrong, and when they came
 	hashing    map[string]*hashingBlob // by a blob's digest
 	used       map[string]time.Time    // blobs in the spool: when somebody needed them last
 	serving    map[string]int          // and how many peers get them now
@@ -229,7 +229,7 @@ func Open(cfg Config, deps Deps) (_ *Models, err error) {
 	m := &Models{
 		cfg: cfg, deps: deps, nudge: make(chan struct{}, 1), clean: make(chan struct{}), slots: make(chan struct{}, maxJobs), exporting: make(chan struct{}, 1),
 		taking: make(chan struct{}, 1), making: make(chan struct{}, maxMaking), filing: make(chan struct{}, 1),
-		jobs: map[job]*running{}, supplies: map[string]*supply{}, wrong: map[string]time.Time{}, hashing: map[string]*hashingBlob{}, used: map[string]time.Time{}, serving: map[string]int{},
+		jobs: map[job]*running{}, supplies: map[string]*supply{}, wrong: map[wrongBlob]time.Time{}, hashing: map[string]*hashingBlob{}, used: map[string]time.Time{}, serving: map[string]int{},
 		held: map[string]int64{}, manifests: map[string]known{}, footprints: map[string]*cluster.Footprint{}, damaged: map[string]fs.FileInfo{},
 		actions: map[about]*acting{}, leases: map[string]lease{}, repairs: newRepairs(), preload: canonicals(cfg.Preload),
 	}

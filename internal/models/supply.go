@@ -181,7 +181,7 @@ func (m *Models) supply(ctx context.Context, s *supply) error {
 			}
 		default:
 			stuck = false
-			if err := m.cameWrong(s.digest); err != nil {
+			if err := m.cameWrong(s); err != nil {
 				return err
 			}
 			var granted bool
@@ -375,7 +375,7 @@ func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (er
 	if errors.Is(err, fs.ErrNotExist) {
 		if p, err = m.takeIn(asking, s, remote); errors.Is(err, blob.ErrWrong) {
 			m.mu.Lock()
-			m.wrong[s.digest] = m.deps.Now()
+			m.wrong[wrongBlob{s.digest, s.origin.name}] = m.deps.Now()
 			m.mu.Unlock()
 		}
 	}
@@ -396,21 +396,23 @@ func (m *Models) fromUpstream(ctx context.Context, s *supply, members error) (er
 	return m.agreeOnRoot(ctx, p.List())
 }
 
-// cameWrong is an error for a blob all of which came from the registry with other bytes than its digest's: it would again.
-func (m *Models) cameWrong(hex string) error {
+// wrongBlob is a blob of which a registry has other bytes.
+type wrongBlob struct {
+	digest string
+	from   manifest.Name
+}
+
+// cameWrong is an error for a blob all of which came from its registry with other bytes than its digest's: it would again.
+func (m *Models) cameWrong(s *supply) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for other, at := range m.wrong {
-		if m.deps.Now().Sub(at) > wrongFor {
-			delete(m.wrong, other)
-		}
-	}
-	at, came := m.wrong[hex]
+	maps.DeleteFunc(m.wrong, func(_ wrongBlob, at time.Time) bool { return m.deps.Now().Sub(at) > wrongFor })
+	at, came := m.wrong[wrongBlob{s.digest, s.origin.name}]
 	if !came {
 		return nil
 	}
 	return fmt.Errorf("blob %s came from the registry at %s with other bytes than its digest's: it is not asked for again before %s: %w",
-		short(hex), at.Format(time.TimeOnly), at.Add(wrongFor).Format(time.TimeOnly), blob.ErrWrong)
+		short(s.digest), at.Format(time.TimeOnly), at.Add(wrongFor).Format(time.TimeOnly), blob.ErrWrong)
 }
 
 // wrongFor is how long the registry is not asked again for a blob that it has wrong.

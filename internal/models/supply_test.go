@@ -11,8 +11,8 @@ import (
 )
 
 // supplied waits for a blob in the spool.
-func (n *member) supplied(b manifest.Blob) error {
-	s, release := n.acquire(b, origin{name: mustName(n.g.t, "m")})
+func (n *member) supplied(b manifest.Blob, from string) error {
+	s, release := n.acquire(b, origin{name: mustName(n.g.t, from)})
 	defer release()
 	<-s.done
 	return s.err
@@ -33,7 +33,7 @@ func TestAWrongPieceOfTheRegistryCostsThePieceAndNotTheOthers(t *testing.T) {
 			n := g.start()[0]
 			n.spooled(data, 1)
 			g.registry.Set(registrytest.Faults{Lie: true, Times: row.lies})
-			if err := n.supplied(m.Blobs[0]); err != nil {
+			if err := n.supplied(m.Blobs[0], "m"); err != nil {
 				t.Fatal(err)
 			}
 			if sent := g.registry.Sent(m.Blobs[0].Digest); sent != row.sent {
@@ -49,7 +49,7 @@ func TestABlobThatTheRegistryHasWrongIsNotDownloadedAgainAndAgain(t *testing.T) 
 	n := g.start()[0]
 	g.registry.Set(registrytest.Faults{Lie: true})
 	for range 2 {
-		if err := n.supplied(m.Blobs[0]); !errors.Is(err, blob.ErrWrong) {
+		if err := n.supplied(m.Blobs[0], "m"); !errors.Is(err, blob.ErrWrong) {
 			t.Fatal(err)
 		}
 	}
@@ -57,10 +57,16 @@ func TestABlobThatTheRegistryHasWrongIsNotDownloadedAgainAndAgain(t *testing.T) 
 		t.Errorf("the registry sent %d bytes", sent)
 	}
 	g.registry.Set(registrytest.Faults{})
+	if err := n.supplied(m.Blobs[0], "other"); err != nil {
+		t.Errorf("another place has it right: %v", err)
+	}
+	if err := n.spool.Remove(digest(m.Blobs[0].Digest)); err != nil {
+		t.Fatal(err)
+	}
 	n.mu.Lock()
-	n.wrong[m.Blobs[0].Digest] = n.deps.Now().Add(-wrongFor - time.Second)
+	n.wrong[wrongBlob{m.Blobs[0].Digest, mustName(t, "m")}] = n.deps.Now().Add(-wrongFor - time.Second)
 	n.mu.Unlock()
-	if err := n.supplied(m.Blobs[0]); err != nil {
+	if err := n.supplied(m.Blobs[0], "m"); err != nil {
 		t.Errorf("an hour later: %v", err)
 	}
 }
