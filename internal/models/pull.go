@@ -286,7 +286,9 @@ const lostFor = time.Minute
 func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *progress) (choice, error) {
 	again := wish // wants nothing new, and is an error when something else is wanted
 	again.Place = cluster.Place{Model: wish.Place.Model, Digest: wish.Place.Digest, Seen: chosen.version}
-	for heard, last := m.deps.Now(), said.last(); ; {
+	var lost time.Time // when the first loss in a row was
+	for last := said.last(); ; {
+		begun := m.deps.Now()
 		failed := m.settleOnce(ctx, wish, chosen, said)
 		if failed == nil {
 			return chosen, nil
@@ -294,9 +296,10 @@ func (m *Models) settle(ctx context.Context, wish Wish, chosen choice, said *pro
 		if failed.lost == 0 || wish.Strict && failed.lost < len(failed.texts) || ctx.Err() != nil {
 			return chosen, failed
 		}
-		if now := said.last(); now > last {
-			heard, last = m.deps.Now(), now
-		} else if m.deps.Now().Sub(heard) > lostFor {
+		now, heard := m.deps.Now(), said.last()
+		if lost.IsZero() || heard > last || now.Sub(begun) > lostFor { // a node that waits for its turn says nothing
+			lost, last = now, heard
+		} else if now.Sub(lost) > lostFor {
 			return chosen, failed
 		}
 		timer := time.NewTimer(planEvery) // as often as the leader looks
