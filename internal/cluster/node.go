@@ -167,6 +167,13 @@ type Fetch struct {
 	Name   string `json:"name"`
 	Digest string `json:"digest"`
 	Size   int64  `json:"size,omitempty"` // bytes of the model; 0 until its manifest is there
+	Left   *Left  `json:"left,omitempty"` // nil: not known
+}
+
+// Left is how many bytes of a Fetch are still to come.
+type Left struct {
+	Spool  int64 `json:"spool"`
+	Engine int64 `json:"engine"` // from the spool into the engine's folder
 }
 
 // Demand is how much clients ask of a model at one gateway.

@@ -498,6 +498,7 @@ func (m *Models) tellNow(ctx context.Context) {
 		}
 		blobs[d.Hex()] = b
 	}
+	left := m.left(ctx)
 	m.mu.Lock()
 	for digest, s := range m.supplies { // on their way, and not in the spool yet
 		if _, there := blobs[digest]; !there && s.upstream {
@@ -509,7 +510,7 @@ func (m *Models) tellNow(ctx context.Context) {
 		told.Blobs = append(told.Blobs, b)
 	}
 	for j, r := range m.jobs {
-		f := cluster.Fetch{Name: j.name, Digest: j.digest}
+		f := cluster.Fetch{Name: j.name, Digest: j.digest, Left: left[j]}
 		if r.manifest != nil {
 			f.Size = r.manifest.Size()
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/models/blob"
 )
 
@@ -52,6 +53,24 @@ func (m *Models) toCome(ctx context.Context, of ...*running) (spool, engine int6
 		engine = plus(engine, size)
 	}
 	return spool, engine
+}
+
+// left is how many bytes are still to come of each job whose manifest is here.
+func (m *Models) left(ctx context.Context) map[job]*cluster.Left {
+	m.mu.Lock()
+	var jobs []*running
+	for _, r := range m.jobs {
+		if r.manifest != nil {
+			jobs = append(jobs, r)
+		}
+	}
+	m.mu.Unlock()
+	left := map[job]*cluster.Left{}
+	for _, r := range jobs {
+		spool, engine := m.toCome(ctx, r)
+		left[r.job] = &cluster.Left{Spool: spool, Engine: engine}
+	}
+	return left
 }
 
 // plus stays at the greatest number instead of passing it: sizes come from others. What is negative counts as nothing.

@@ -184,10 +184,18 @@ func TestWhatHasComeIntoTheSpoolNeedsNoRoom(t *testing.T) {
 	}
 	models := func(free int64) change { return func(n *cluster.Node) { n.ModelsDiskFree = free } }
 	theirs := func(n *cluster.Node) { n.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 30 * gb}} }
+	left := func(spool, engine int64) change {
+		return func(n *cluster.Node) {
+			n.Fetches = []cluster.Fetch{{Name: "theirs", Digest: wrong, Size: 30 * gb, Left: &cluster.Left{Spool: spool, Engine: engine}}}
+		}
+	}
 	for name, c := range map[string]struct {
 		node *cluster.Node
 		why  string
 	}{
+		"another's is whole in the spool":    {node("a", disk(111*gb), left(0, 30*gb)), ""},
+		"another's is on its way to both":    {node("a", disk(111*gb), left(1*gb, 30*gb)), "a: needs 81.0 GB of disk with the reserve, has 80.0 GB free"},
+		"another's tells what has come":      {node("a", disk(112*gb), left(1*gb, 30*gb), came(29*gb)), ""},
 		"nothing has come":                   {node("a", disk(60*gb)), "a: needs 81.0 GB of disk with the reserve, has 60.0 GB free"},
 		"most has come":                      {node("a", disk(60*gb), came(30*gb)), ""},
 		"too little has come":                {node("a", disk(60*gb), came(20*gb)), "a: needs 61.0 GB of disk with the reserve, has 60.0 GB free"},

@@ -22,8 +22,9 @@ type survey struct {
 	fetching map[pair]string
 	fetches  map[cluster.NodeID]int             // to a node
 	alone    map[cluster.NodeID]map[string]bool // digests on their way that only this node holds
-	coming   map[cluster.NodeID]int64           // bytes of the models that are on their way to a node
-	came     map[cluster.NodeID]int64           // bytes that lie in its spool of blobs that are not whole
+	left     map[attempt]cluster.Left           // what fetches tell that is still to come
+	coming   map[cluster.NodeID]toCome          // of the models that are on their way to a node
+	came     map[cluster.NodeID]int64           // bytes that lie in its spool of blobs that are not whole, but for those of told fetches
 	memory   map[cluster.NodeID]int64           // bytes that models being loaded will take
 
 	plan []Action
@@ -45,6 +46,12 @@ type work struct {
 	key  string
 }
 
+// toCome is bytes of models that are on their way to a node.
+type toCome struct {
+	spool, engine int64
+	untold        int64 // of spool: of these fetches it is not told how much has come
+}
+
 // fact is what the nodes tell of a digest, whatever its name.
 type fact struct {
 	size      int64
@@ -61,7 +68,7 @@ func look(cfg Config, in Input) *survey {
 		facts: map[string]*fact{}, demand: map[string]float64{},
 		busy: map[pair]bool{}, removing: map[pair]bool{}, failed: map[attempt]bool{}, running: map[work]int{},
 		fetching: map[pair]string{}, fetches: map[cluster.NodeID]int{}, alone: map[cluster.NodeID]map[string]bool{},
-		coming: map[cluster.NodeID]int64{}, came: map[cluster.NodeID]int64{}, memory: map[cluster.NodeID]int64{}}
+		left: map[attempt]cluster.Left{}, coming: map[cluster.NodeID]toCome{}, came: map[cluster.NodeID]int64{}, memory: map[cluster.NodeID]int64{}}
 	for _, n := range in.View.Nodes {
 		s.learn(n)
 	}
@@ -115,6 +122,9 @@ func (s *survey) learn(n *cluster.Node) {
 	for _, f := range n.Fetches { // perhaps nobody holds it yet
 		of := s.fact(f.Digest)
 		of.size = max(of.size, f.Size)
+		if f.Left != nil {
+			s.left[attempt{pair{n.ID, cluster.CanonicalModel(f.Name)}, Fetch, f.Digest}] = *f.Left
+		}
 	}
 	for _, b := range n.Blobs {
 		if b.State == cluster.BlobPartial {
@@ -159,9 +169,7 @@ func (s *survey) note(a Action) {
 		}
 		s.fetching[p] = a.Digest
 		s.fetches[a.Node]++
-		if f := s.facts[a.Digest]; f != nil {
-			s.coming[a.Node] = add(s.coming[a.Node], f.size)
-		}
+		s.expect(p, a.Digest)
 		if sources, _ := s.sources(a.Digest); len(sources) == 1 {
 			if s.alone[sources[0].ID] == nil {
 				s.alone[sources[0].ID] = map[string]bool{}
@@ -170,6 +178,19 @@ func (s *survey) note(a Action) {
 		}
 	}
 	s.running[work{a.Kind, p.key}]++
+}
+
+// expect counts the bytes of a fetch that are still to come.
+func (s *survey) expect(p pair, digest string) {
+	size, c := s.bytes(digest), s.coming[p.node]
+	if left, told := s.left[attempt{p, Fetch, digest}]; told {
+		spool := min(max(left.Spool, 0), size)
+		c.spool, c.engine = add(c.spool, spool), add(c.engine, min(max(left.Engine, 0), size))
+		s.came[p.node] = max(s.came[p.node]-(size-spool), 0)
+	} else {
+		c.spool, c.engine, c.untold = add(c.spool, size), add(c.engine, size), add(c.untold, size)
+	}
+	s.coming[p.node] = c
 }
 
 // act plans an action, unless something is under way there or it failed lately.
@@ -217,21 +238,21 @@ func (s *survey) bytes(digest string) int64 {
 }
 
 // crowded says why a node's disks have too little room for a fetch, beside what is on its way there: the spool's, and the engine's,
-// which gets a copy. Which blobs are a model's is not told: what has come is taken to be of the models on their way, and
-// then of this one. The node itself looks at it more closely.
+// which gets a copy. Which blobs are a model's is not told: what has come is taken to be of the models on their way that do not
+// tell how much has, and then of this one. The node itself looks at it more closely.
 func (s *survey) crowded(n *cluster.Node, digest string) string {
 	bytes, coming, came := s.bytes(digest), s.coming[n.ID], s.came[n.ID]
-	theirs := min(came, coming)
+	theirs := min(came, coming.untold)
 	ours := min(came-theirs, bytes)
-	copies := int64(spoolFactor)
-	if n.ModelsDiskFree > 0 { // the copy needs no room of the spool's
-		copies = 1
+	need, taken := bytes, coming.spool
+	if n.ModelsDiskFree == 0 { // else the copy needs no room of the spool's
+		need, taken = times(bytes, spoolFactor), add(coming.spool, coming.engine)
 	}
-	need, free := add(times(bytes, copies)-ours, s.cfg.Reserve), n.DiskFree-(times(coming, copies)-theirs)
+	need, free := add(need-ours, s.cfg.Reserve), n.DiskFree-(taken-theirs)
 	if n.DiskFree > 0 && free < need {
 		return fmt.Sprintf("needs %s of disk with the reserve, has %s free", size(need), size(max(free, 0)))
 	}
-	need, free = add(bytes, s.cfg.Reserve), n.ModelsDiskFree-coming
+	need, free = add(bytes, s.cfg.Reserve), n.ModelsDiskFree-coming.engine
 	if n.ModelsDiskFree > 0 && free < need {
 		return fmt.Sprintf("needs %s with the reserve on the disk of the engine's models, has %s free", size(need), size(max(free, 0)))
 	}
