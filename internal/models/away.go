@@ -71,7 +71,7 @@ func (r *repairs) isAway(model string) bool {
 // tell adds the models that are repaired to those that are fetched: nobody needs to do anything about them.
 func (r *repairs) tell(fetches []cluster.Fetch) []cluster.Fetch {
 	for _, f := range r.fetches {
-		if !slices.Contains(fetches, f) {
+		if !slices.ContainsFunc(fetches, func(o cluster.Fetch) bool { return o.Name == f.Name && o.Digest == f.Digest }) {
 			fetches = append(fetches, f)
 		}
 	}

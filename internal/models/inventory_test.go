@@ -227,3 +227,11 @@ func (n *member) listed() []blob.Digest {
 	}
 	return all
 }
+
+func TestAModelThatIsRepairedIsToldOnce(t *testing.T) {
+	r := newRepairs()
+	r.fetches = []cluster.Fetch{{Name: "m:latest", Digest: "1"}, {Name: "copy:latest", Digest: "1"}}
+	if told := r.tell([]cluster.Fetch{{Name: "m:latest", Digest: "1", Size: 5}}); len(told) != 2 {
+		t.Errorf("told are %v", told)
+	}
+}
