@@ -64,15 +64,15 @@ func (n *Node) redeemOnce(ctx context.Context, token cluster.JoinToken) (*member
 	if len(reached) == 0 {
 		return nil, fmt.Errorf("join: no member that the token names can be reached: %w: is one of them running, and its port open?", err)
 	}
+	var refused, lost error
 	for _, id := range reached {
-		var a *joinAnswer
-		if a, err = n.askToJoin(ctx, id, token); err != nil {
-			err = fmt.Errorf("%w: %w", errJoinLost, err)
+		a, err := n.askToJoin(ctx, id, token)
+		if err != nil {
+			lost = fmt.Errorf("%w: %w", errJoinLost, err)
 			continue
 		}
-		if a.Error != "" {
-			// Another member may know better: one that lags, or is cut off, does not know the token.
-			err = cluster.ErrorFromCode(a.Code, a.Error)
+		if a.Error != "" { // another member may know better
+			refused = cluster.ErrorFromCode(a.Code, a.Error)
 			continue
 		}
 		certificate, err := cluster.ParseCertificate(a.Certificate)
@@ -91,7 +91,20 @@ func (n *Node) redeemOnce(ctx context.Context, token cluster.JoinToken) (*member
 		n.log.Info("joined", "cluster", a.Trust.ClusterID, "through", id)
 		return &membership{Trust: a.Trust, Certificate: a.Certificate, Addrs: a.Addrs}, nil
 	}
-	return nil, fmt.Errorf("join: %w", err)
+	return nil, fmt.Errorf("join: %w", notJoined(refused, lost))
+}
+
+// notJoined is why no member let us in: a refusal tells more than an answer that was lost. But a member that lags, or is cut off,
+// does not know the token, and who gave no answer may.
+func notJoined(refused, lost error) error {
+	switch {
+	case refused == nil:
+		return lost
+	case lost == nil || !errors.Is(refused, cluster.ErrTokenUnknown):
+		return refused
+	default:
+		return fmt.Errorf("%w: %w", refused, lost)
+	}
 }
 
 func (n *Node) askToJoin(ctx context.Context, id cluster.NodeID, token cluster.JoinToken) (*joinAnswer, error) {
