@@ -197,9 +197,10 @@ func (m *Models) act(a placement.Action, from cluster.NodeID) {
 	m.work.Go(func() {
 		defer cancel(nil)
 		err := m.do(ctx, a, from)
+		unwanted := errors.Is(err, errUnwanted) || errors.Is(context.Cause(ctx), errUnwanted)
 		m.mu.Lock()
 		now.running = false
-		if errors.Is(context.Cause(ctx), errUnwanted) {
+		if unwanted {
 			delete(m.actions, what) // it has not failed
 		} else if err == nil {
 			now.failed = 0
@@ -213,7 +214,7 @@ func (m *Models) act(a placement.Action, from cluster.NodeID) {
 			now.failed++
 		}
 		m.mu.Unlock()
-		if err != nil && ctx.Err() == nil {
+		if err != nil && !unwanted && ctx.Err() == nil {
 			m.deps.Log.Warn("cannot make what is wanted of a model; it is tried again", "what", a.Kind, "model", a.Name, "on", m.nameOf(a.Node), "err", err)
 		}
 	})

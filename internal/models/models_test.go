@@ -16,6 +16,7 @@ import (
 	"github.com/ollamamax/ollamamax/internal/cluster"
 	"github.com/ollamamax/ollamamax/internal/models/blob"
 	"github.com/ollamamax/ollamamax/internal/models/manifest"
+	"github.com/ollamamax/ollamamax/internal/models/placement"
 	"github.com/ollamamax/ollamamax/internal/models/registrytest"
 )
 
@@ -505,11 +506,11 @@ func TestTheLeaderDoesNotWaitForWhatIsWantedNoMore(t *testing.T) {
 		}
 		return true
 	})
-	nodes[0].mu.Lock()
-	defer nodes[0].mu.Unlock()
-	if len(nodes[0].actions) > 0 {
-		t.Errorf("%d actions are remembered", len(nodes[0].actions))
-	}
+	until(t, "that the leader has forgotten it", func() bool {
+		nodes[0].mu.Lock()
+		defer nodes[0].mu.Unlock()
+		return len(nodes[0].actions) == 0
+	})
 }
 
 func TestWhoHasLostTheLeaseAsksTheRegistryNoMore(t *testing.T) {
@@ -577,5 +578,21 @@ func TestAModelOfManyBlobsComesAFewBlobsAtATime(t *testing.T) {
 	until(t, "blobs on their way", func() bool { _, stalled := supplies(); return stalled >= maxSupplies })
 	if begun, _ := supplies(); begun > maxSupplies {
 		t.Errorf("%d blobs are fetched at a time", begun)
+	}
+}
+
+func TestWhatIsWantedNoMoreHasNotFailed(t *testing.T) {
+	g := newGroup(t, "a")
+	n := g.start()[0]
+	begun := &acting{}
+	n.mu.Lock()
+	n.actions[about{"a", cluster.CanonicalModel("m")}] = begun
+	n.mu.Unlock()
+	n.act(placement.Action{Kind: placement.Fetch, Node: "a", Name: "m", Digest: digestOf([]byte("m")).Hex()}, "")
+	until(t, "that it ends", func() bool { n.mu.Lock(); defer n.mu.Unlock(); return !begun.running })
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if begun.failed > 0 {
+		t.Error("it has failed, and is let alone for a while")
 	}
 }
