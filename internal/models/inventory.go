@@ -385,6 +385,9 @@ func (m *Models) sweepLists(coming map[string]bool) {
 			here[b.Digest] = true
 		}
 	}
+	for _, p := range m.placed {
+		here[p.Blob] = true
+	}
 	for _, d := range all {
 		if here[d.Hex()] || m.repairs.needs(d.Hex()) {
 			continue

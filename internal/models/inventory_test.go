@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -233,5 +234,38 @@ func TestAModelThatIsRepairedIsToldOnce(t *testing.T) {
 	r.fetches = []cluster.Fetch{{Name: "m:latest", Digest: "1"}, {Name: "copy:latest", Digest: "1"}}
 	if told := r.tell([]cluster.Fetch{{Name: "m:latest", Digest: "1", Size: 5}}); len(told) != 2 {
 		t.Errorf("told are %v", told)
+	}
+}
+
+func TestTheListOfAFileThatWasPutIntoAFolderStays(t *testing.T) {
+	n := alone(t)
+	n.write("there", 1<<10, 3) // so that the engine says where its folder is
+	n.refresh(t.Context())
+	n.take(t.Context())
+	data := some(300, 1)
+	d := digestOf(data)
+	l, err := blob.Make(t.Context(), bytes.NewReader(data), d, blob.PieceSize)
+	if err == nil {
+		err = n.lists.Put(l)
+	}
+	if err == nil {
+		err = n.lists.SetChecked(d, n.deps.Now().Add(-time.Hour))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	n.placed["m:latest"] = placed{Model: "m", Blob: d.Hex()}
+	n.mu.Unlock()
+	n.sweepLists(map[string]bool{})
+	if _, err := n.lists.Get(d); err != nil {
+		t.Error(err)
+	}
+	n.mu.Lock()
+	delete(n.placed, "m:latest")
+	n.mu.Unlock()
+	n.sweepLists(map[string]bool{})
+	if _, err := n.lists.Get(d); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the list of a blob that is not here stays: %v", err)
 	}
 }
