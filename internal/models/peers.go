@@ -315,7 +315,7 @@ type lease struct {
 type leaseRequest struct {
 	// Renew: the node is at it already, and says so to a leader that may be new.
 	Renew bool `json:"renew,omitempty"`
-	// Without are nodes that have the blob and from which it cannot be had: they sent wrong bytes.
+	// Without are nodes that have the blob and from which it cannot be had: they sent wrong bytes, say, or too slowly.
 	Without []cluster.NodeID `json:"without,omitempty"`
 }
 

@@ -39,7 +39,7 @@ type supply struct {
 	done   chan struct{} // closed when it has ended
 	before *supply       // one of the same blob that was given up and has not ended yet
 
-	liars map[cluster.NodeID]bool // nodes that sent wrong bytes; of its goroutine alone
+	liars map[cluster.NodeID]bool // nodes that sent wrong bytes, were too slow, or had no true list agreed; of its goroutine alone
 
 	// Under the lock of Models.
 	users    int

@@ -176,7 +176,7 @@ func (i *Installer) replace(ctx context.Context, name manifest.Name, old string,
 	}
 	if err := i.copy(ctx, by, name); err != nil {
 		if again := i.copy(ctx, aside, name); again != nil {
-			return errors.Join(err, again) // the old model stays where it is
+			return errors.Join(err, again) // whoever wants the old model installs it again: Clean deletes the name aside
 		}
 		return errors.Join(err, i.remove(ctx, aside))
 	}
@@ -212,8 +212,11 @@ func (i *Installer) Clean(ctx context.Context, all bool) error {
 	}
 	var errs []error
 	for _, name := range left {
-		i.deps.Log.Info("name left over is deleted", "name", name)
-		errs = append(errs, i.remove(ctx, name))
+		err := i.remove(ctx, name)
+		if err == nil {
+			i.deps.Log.Info("name left over is deleted", "name", name)
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
