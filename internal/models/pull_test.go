@@ -1,7 +1,14 @@
 package models
 
 import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -42,5 +49,39 @@ func TestWhatIsCancelledIsWantedAsItIsHeld(t *testing.T) {
 		if diff := cmp.Diff(c.want, asHeld(cluster.NewView("a", time.Now(), nodes), c.wanted)); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+}
+
+func TestAPullThatWaitedInSilenceLooksAMinuteForALostNode(t *testing.T) {
+	for name, c := range map[string]struct {
+		comesBack time.Duration
+		lost      bool
+	}{
+		"that is back soon":  {lostFor - 5*time.Second, false},
+		"that does not come": {2 * lostFor, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const silence = 3 * lostFor // it waits for its turn
+				begun, asked := time.Now(), 0
+				view := cluster.NewView("a", time.Now(), []*cluster.Node{{ID: "b", Name: "b"}})
+				m := &Models{deps: Deps{Log: slog.New(slog.DiscardHandler), Self: "a", Now: time.Now, View: func() *cluster.View { return view },
+					Seen: func(context.Context, cluster.NodeID) {}, Peers: roundTrip(func(*http.Request) (*http.Response, error) {
+						if asked++; asked == 1 {
+							time.Sleep(silence)
+							return nil, errors.New("it broke off")
+						}
+						if time.Since(begun) < silence+c.comesBack {
+							return nil, errors.New("it cannot be reached")
+						}
+						return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(`{"ended":{}}`))}, nil
+					})}}
+				digest := "1"
+				_, err := m.settle(t.Context(), Wish{Place: cluster.Place{Model: "m", Digest: &digest}}, choice{nodes: []cluster.NodeID{"b"}}, newProgress())
+				if (err != nil) != c.lost {
+					t.Error(err)
+				}
+			})
+		})
 	}
 }
