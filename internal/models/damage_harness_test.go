@@ -64,6 +64,9 @@ func (s *shelf) names() map[string]string {
 	files, _ := filepath.Glob(filepath.Join(s.dir, "manifests", "*", "*", "*", "*"))
 	for _, file := range files {
 		data, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it was deleted just now
+		}
 		if err != nil {
 			s.t.Error(err)
 		}
