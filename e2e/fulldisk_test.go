@@ -19,6 +19,7 @@ func TestAFullDiskInMidTransferIsOneErrorAndWhatCameIsKept(t *testing.T) {
 	b.disk = "600m" // twice the model, and a little
 	// The engine's folder is on another disk.
 	b.models = quietModels + fmt.Sprintf(", disk_reserve_bytes: 0, bandwidth: 30000000}\nengine: {models_dir: %s", strconv.Quote(filepath.Join(t.TempDir(), "models")))
+	a.models = quietModels + ", disk_reserve_bytes: 0" // it leads, and looks for room by its own reserve
 	form(t, a, b)
 	create(t, a.url, "big", large(t))
 	create(t, b.url, "small", filepath.Join(engineDir(t), "noise.gguf"))
@@ -48,7 +49,14 @@ func TestAFullDiskInMidTransferIsOneErrorAndWhatCameIsKept(t *testing.T) {
 		}
 	}
 	ended := pull()
-	eventually(t, 30*time.Second, "a part of it is there", func() bool { return have() > 50e6 })
+	eventually(t, 30*time.Second, "a part of it is there", func() bool {
+		select {
+		case e := <-ended:
+			t.Fatalf("pull: %d %s", e.code, e.text)
+		default:
+		}
+		return have() > 50e6
+	})
 	inside(`cat /dev/zero > "$1" 2>/dev/null || true`)
 	e := <-ended
 	if e.code == 0 || !strings.Contains(e.text, "disk is full") || strings.Count(e.text, "ollamamax:") != 1 {

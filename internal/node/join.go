@@ -34,20 +34,22 @@ type joinAnswer struct {
 func (n *Node) redeem(ctx context.Context, token cluster.JoinToken) (*membership, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	var before error // the end of the time tells less
+	var before error // an answer that is lost, at the end of the time at the latest, tells less than a refusal
 	for {
 		m, err := n.redeemOnce(ctx, token)
-		if ctx.Err() != nil && before != nil && err != nil {
-			return nil, before
-		}
 		again := errors.Is(err, errJoinLost) || errors.Is(err, cluster.ErrNoQuorum) || errors.Is(err, cluster.ErrUncertain) || errors.Is(err, cluster.ErrNotLeader)
-		if !again {
+		switch {
+		case err != nil && ctx.Err() != nil && before != nil:
+			return nil, before
+		case !again:
 			return m, err
 		}
-		before = err
+		if before == nil || !errors.Is(err, errJoinLost) {
+			before = err
+		}
 		select {
 		case <-ctx.Done():
-			return nil, err
+			return nil, before
 		case <-time.After(joinAgain):
 		}
 	}

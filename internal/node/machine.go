@@ -55,8 +55,14 @@ func (n *Node) measure(ctx context.Context) {
 // round rounds down to a whole number of units.
 func round(bytes, unit uint64) int64 { return int64(bytes / unit * unit) }
 
-// roundDisk rounds what a disk has free. A full one has a byte, since 0 is unknown.
-func roundDisk(bytes uint64) int64 { return max(round(bytes, 1<<30), 1) }
+// roundDisk rounds what a disk has free, the more finely the less that is. A full one has a byte, since 0 is unknown.
+func roundDisk(bytes uint64) int64 {
+	unit := uint64(1 << 30)
+	for unit > 1<<20 && bytes < 32*unit {
+		unit /= 2
+	}
+	return max(round(bytes, unit), 1)
+}
 
 // keepPinging measures the links to the peers until ctx ends.
 func (n *Node) keepPinging(ctx context.Context) {
