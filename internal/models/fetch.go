@@ -458,11 +458,7 @@ func (m *Models) manifestFromAnywhere(ctx context.Context, name manifest.Name, r
 		if !m.deps.Now().Before(deadline) {
 			break
 		}
-		timer := time.NewTimer(lookForSources)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, lookForSources) {
 			return known{}, context.Cause(ctx)
 		}
 	}

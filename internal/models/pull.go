@@ -164,11 +164,7 @@ func (m *Models) askToPlace(ctx context.Context, wish Wish) (choice, error) {
 		if !unheard(err) || errors.Is(err, cluster.ErrNoQuorum) && !m.deps.View().Quorum {
 			return chosen, err
 		}
-		timer := time.NewTimer(lookForSources)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, lookForSources) {
 			return choice{}, err
 		}
 	}

@@ -208,12 +208,8 @@ func (m *Models) supply(ctx context.Context, s *supply) error {
 				return fmt.Errorf("blob %s: %w", short(s.digest), err)
 			}
 		}
-		timer := time.NewTimer(lookForSources)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep(ctx, lookForSources) {
 			return context.Cause(ctx)
-		case <-timer.C:
 		}
 	}
 }
